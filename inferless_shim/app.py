@@ -1,0 +1,195 @@
+"""The server: it listens, gives each connection a thread, sweeps, and drains.
+
+`Server.serve_forever` runs on the accept thread; everything about a connection happens on its handler thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import socketserver
+import threading
+import time
+from typing import Any
+
+from .config import Settings
+from .errors import StartupError
+from .handler import Handler, busy_reply
+from .loader import App
+from .routes import Routes
+from .service import Phase, Service
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+# How often the store is swept and timeouts are looked at.
+TICK = 0.1
+# A connection has a socket and an eventfd (elsewhere two ends of a pipe); files, libraries and models need some, too.
+DESCRIPTORS_EACH, DESCRIPTORS_SPARE = 2, 128
+# How long handlers may go on writing what is logged, once all streams have ended.
+FLUSH_TIME = 5.0
+
+
+class Server(socketserver.TCPServer):
+    """Accepts connections and owns the service. Raises StartupError if it cannot listen."""
+
+    # What the kernel holds while we are busy; Linux caps it at somaxconn, 4096.
+    request_queue_size = 1024
+    # Only Windows takes this for leave to steal a port that is in use.
+    allow_reuse_address = True
+
+    def __init__(self, settings: Settings, app: App) -> None:
+        self.service = Service(settings, app)
+        self.routes = Routes(self.service)
+        self.max_connections = fit_descriptors(settings.max_connections)
+        self._lock = threading.Lock()  # guards _handlers
+        self._handlers: dict[Handler, threading.Thread] = {}
+        self._swept = 0.0
+        self._told_of_exhaustion = False
+        try:
+            found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self.address_family = found[0][0]
+            super().__init__(found[0][4][:2], Handler)  # type: ignore[arg-type]
+        except OSError as error:
+            raise StartupError(
+                f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+                "choose another with --host or --port (0 lets the system choose)."
+            ) from None
+
+    def server_bind(self) -> None:
+        """Bind without the reverse DNS look-up of http.server; `::` takes IPv4, too, where the system can."""
+        if self.address_family == socket.AF_INET6 and socket.has_dualstack_ipv6():
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    @property
+    def url(self) -> str:
+        """The address to call from this machine."""
+        host, port = str(self.socket.getsockname()[0]), self.socket.getsockname()[1]
+        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{name}:{port}"
+
+    # ---- The accept thread
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept; where descriptors have run out, pause instead of asking again at once."""
+        try:
+            accepted = super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if not self._told_of_exhaustion:
+                    log.error("cannot accept connections: %s", error.strerror)
+                self._told_of_exhaustion = True
+                time.sleep(0.05)
+            raise
+        self._told_of_exhaustion = False
+        return accepted
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the connection a handler thread; past the cap tell it 503."""
+        request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handler = Handler(request, self.service, self.routes)
+        with self._lock:
+            full = len(self._handlers) >= self.max_connections
+            if not full:
+                thread = threading.Thread(target=self._handle, args=(handler,), name="handler", daemon=True)
+                self._handlers[handler] = thread
+        if full:
+            request.setblocking(False)
+            request.send(busy_reply())
+            self.shutdown_request(request)
+            return
+        try:
+            thread.start()
+        except RuntimeError:  # can't start new thread
+            with self._lock:
+                del self._handlers[handler]
+            raise
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what went wrong with a connection before its handler took over."""
+        log.warning("a connection was dropped", exc_info=True)
+
+    def service_actions(self) -> None:
+        now = time.monotonic()
+        if now - self._swept >= TICK:
+            self._swept = now
+            self.service.store.sweep(now)
+            self.service.engine.tick()
+
+    # ---- A handler thread
+
+    def _handle(self, handler: Handler) -> None:
+        try:
+            handler.serve()
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            with self._lock:
+                self._handlers.pop(handler, None)
+
+    # ---- The main thread
+
+    def start(self) -> None:
+        """Begin to accept, and to load the app: live from now on, ready when the engine is."""
+        threading.Thread(target=self.serve_forever, args=(TICK,), name="accept", daemon=True).start()
+        self.service.engine.start()
+
+    def ready(self) -> None:
+        self.service.phase = Phase.SERVING
+
+    def drain(self) -> bool:
+        """Finish what runs, refuse what is new, end the rest at the deadline, run `finalize`.
+
+        Return False if an infer is stuck and `finalize` could not run.
+        """
+        settings, service = self.service.settings, self.service
+        service.phase = Phase.DRAINING
+        log.info("draining: %d streams are running", len(service.store.running()))
+        self._end_idle_connections()
+        wait_until(lambda: not service.engine.busy and not service.store.running(), settings.drain)
+        for stream in service.store.running():
+            stream.fail("shutting_down", "The server is shutting down; start a new request.")
+        wait_until(lambda: not self._handlers, FLUSH_TIME)
+        finalized = service.engine.stop(settings.stuck_grace)
+        self.shutdown()
+        self.server_close()
+        return finalized
+
+    def _end_idle_connections(self) -> None:
+        with self._lock:
+            handlers = list(self._handlers)
+        for handler in handlers:
+            handler.end_if_idle()
+
+
+def wait_until(condition: Any, timeout: float) -> bool:
+    """Wait for a condition that nobody announces; for the main thread, which has nothing else to do."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def fit_descriptors(max_connections: int) -> int:
+    """Raise the soft limit on descriptors to the hard one; return how many connections fit, and say if it is fewer."""
+    if resource is None:
+        return max_connections
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections * DESCRIPTORS_EACH + DESCRIPTORS_SPARE
+    limit = wanted if hard == resource.RLIM_INFINITY else hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    except (ValueError, OSError):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # macOS refuses more than its kernel's own limit
+    fitting = max(1, (limit - DESCRIPTORS_SPARE) // DESCRIPTORS_EACH)
+    if fitting < max_connections:
+        log.warning("only %d connections at once: the limit of open files is %d (ulimit -n)", fitting, limit)
+    return min(max_connections, fitting)

@@ -1,0 +1,112 @@
+"""Flags in, serve. The only module, with `check` and `client`, that prints: to stderr, because stdout is the app's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+from .app import Server
+from .config import read_settings
+from .errors import StartupError
+from .extras import awq
+from .loader import read_app
+from .routes import curl_line
+
+log = logging.getLogger(__name__)
+
+EXIT_STARTUP = 2
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process at once, as one while loading."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.loading = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.loading or self.stop.is_set():
+            os._exit(128 + number)
+        self.stop.set()
+
+
+class LoadingLine:
+    """Says what is being loaded: on a terminal one live line with the time so far, elsewhere plain log lines."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.began = time.monotonic()
+        self.live = sys.stderr.isatty()
+        if not self.live:
+            log.info("loading %s", name)
+
+    def wait(self, loaded: threading.Event) -> float:
+        """Wait for `loaded`; return the seconds it took."""
+        told = self.began
+        while not loaded.wait(0.2):
+            now = time.monotonic()
+            if self.live:
+                say(f"\r\033[K loading {self.name} … {now - self.began:.0f} s", end="")
+            elif now - told >= 10:
+                told = now
+                log.info("still loading %s, %.0f s", self.name, now - self.began)
+        if self.live:
+            say("\r\033[K", end="")
+        return time.monotonic() - self.began
+
+
+def say(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the server; return the exit status: 0 after a drain, 2 if it could not start."""
+    settings = read_settings(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    signals = Signals()
+    try:
+        app = read_app(settings)
+        server = Server(settings, app)
+        awq.install()
+        return serve(server, signals)
+    except StartupError as error:
+        say(f"error: {error}")
+        return EXIT_STARTUP
+
+
+def serve(server: Server, signals: Signals) -> int:
+    """Load the app while the listener is up already, serve until a signal, drain. Raises StartupError."""
+    engine = server.service.engine
+    line = LoadingLine(engine.app.name)
+    server.start()
+    took = line.wait(engine.loaded)
+    if engine.failed is not None:
+        raise engine.failed
+    signals.loading = False
+    server.ready()
+    say(f"{engine.app.name} is ready on {server.url} (loaded in {took:.1f} s)")
+    say(f"try:  {curl_line(server.service, server.url)}")
+    signals.stop.wait()
+    finalized = server.drain()
+    log.info("stopped")
+    leave_without_waiting(finalized)
+    return 0
+
+
+def leave_without_waiting(finalized: bool) -> None:
+    """Exit here if a thread of the app's would keep the interpreter from ending."""
+    left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if left or not finalized:
+        log.warning("leaving threads behind: %s", ", ".join(thread.name for thread in left) or "an infer that is stuck")
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)

@@ -1,0 +1,241 @@
+"""Settings: one field each, with its default, its unit and the reason for it.
+
+The command line, the environment (`SHIM_PORT=…`) and `--help` are all made from the fields of `Settings`, so a setting
+is stated once. Times are in seconds, sizes in bytes; on the command line `500ms`, `2m`, `4M` say what they mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+KIB, MIB = 1024, 1024 * 1024
+TIME_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+SIZE_UNITS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": 1024 * MIB}
+NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+ENVIRONMENT_PREFIX = "SHIM_"
+
+
+def seconds(text: str) -> float:
+    """Read a time: `30`, `0.5`, `500ms`, `2m`, `1h`. Raises ValueError with what is accepted."""
+    match = NUMBER_AND_UNIT.fullmatch(text.strip())
+    if not match or match[2].lower() not in TIME_UNITS:
+        raise ValueError(f"{text!r} is not a time; write seconds (30, 0.5) or a number with ms, s, m or h (500ms)")
+    return float(match[1]) * TIME_UNITS[match[2].lower()]
+
+
+def positive_seconds(text: str) -> float:
+    """Read a time above 0. Raises ValueError."""
+    time = seconds(text)
+    if time <= 0:
+        raise ValueError(f"{text!r} is too short; a time above 0 is needed")
+    return time
+
+
+def size(text: str) -> int:
+    """Read a size: `4096`, `64K`, `4M`, `1G` (powers of 1,024). Raises ValueError with what is accepted."""
+    match = NUMBER_AND_UNIT.fullmatch(text.strip())
+    unit = match[2].lower().removesuffix("ib") if match else ""
+    if not match or unit not in SIZE_UNITS:
+        raise ValueError(f"{text!r} is not a size; write bytes or a number with K, M or G (4M is 4 MiB)")
+    return math.ceil(float(match[1]) * SIZE_UNITS[unit])
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 0. Raises ValueError."""
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def at_least_one(text: str) -> int:
+    """Read a whole number of at least 1. Raises ValueError."""
+    number = count(text)
+    if number < 1:
+        raise ValueError(f"{text!r} is too small; at least 1 is needed")
+    return number
+
+
+def port(text: str) -> int:
+    """Read a TCP port; 0 lets the system choose. Raises ValueError."""
+    number = count(text)
+    if number > 65535:
+        raise ValueError(f"{text!r} is not a port; ports end at 65535 (0 lets the system choose one)")
+    return number
+
+
+def switch(text: str) -> bool:
+    """Read an on/off environment value. Raises ValueError."""
+    word = text.strip().lower()
+    if word not in {"1", "0", "true", "false", "yes", "no", "on", "off", ""}:
+        raise ValueError(f"{text!r} is neither on nor off; write 1 or 0")
+    return word in {"1", "true", "yes", "on"}
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Read exact web origins, separated by commas or spaces. Raises ValueError on `*` or a path."""
+    found = tuple(part.rstrip("/").lower() for part in text.replace(",", " ").split())
+    for origin in found:
+        if not re.fullmatch(r"https?://[^/?#*]+", origin):
+            raise ValueError(f"{origin!r} is not an origin; write it exactly, such as https://example.org")
+    return found
+
+
+def existing_path(text: str) -> Path:
+    """Read a path, resolved now: the working directory becomes the app's folder later."""
+    return Path(text).expanduser().resolve()
+
+
+def name(text: str) -> str:
+    """Read a model name: what can stand in a URL's path unescaped. Raises ValueError."""
+    if not re.fullmatch(r"[0-9A-Za-z._~-]{1,128}", text):
+        raise ValueError(f"{text!r} is not a model name; use letters, digits, dots, dashes and underscores")
+    return text
+
+
+def setting(default: Any, read: Callable[[str], Any], group: str, metavar: str, text: str) -> Any:
+    return field(default=default, metadata={"read": read, "group": group, "metavar": metavar, "help": text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server runs with. The comments say why the default is what it is."""
+
+    model: Path = setting(Path("."), existing_path, "app", "DIR", "the app's folder: app.py and input_schema.py")
+    # None: the folder's own name.
+    name: str | None = setting(None, name, "app", "NAME", "the model's name in URLs and answers (the folder's name)")
+    # Some public apps break Inferless's own rule on streaming inputs and run all the same.
+    relaxed_schema: bool = setting(
+        False, switch, "app", "", "warn instead of refusing inputs that Inferless does not allow in a streaming app"
+    )
+
+    # Whoever runs a model on a laptop does not expect the café to use it.
+    host: str = setting("127.0.0.1", str, "network", "ADDRESS", "address to listen on; :: is every address")
+    port: int = setting(8000, port, "network", "N", "port to listen on; 0 lets the system choose one and prints it")
+    cors: tuple[str, ...] = setting((), origins, "network", "ORIGIN,…", "web origins that may call from their pages")
+    # One thread each; past it a connection is told 503 and closed.
+    max_connections: int = setting(1024, at_least_one, "network", "N", "connections at once")
+    # An API's base64 image fits; nothing a schema allows needs more.
+    max_body: int = setting(10 * MIB, size, "network", "BYTES", "largest request body")
+    read_timeout: float = setting(
+        10.0, positive_seconds, "network", "S", "longest wait for a request's head, and for its body"
+    )
+    idle_timeout: float = setting(
+        60.0, positive_seconds, "network", "S", "how long an idle keep-alive connection is held"
+    )
+
+    # Inferless runs one infer at a time per replica, and public apps rely on it.
+    concurrency: int = setting(1, at_least_one, "running", "N", "infer calls at once")
+    queue: int = setting(100, count, "running", "N", "requests that may wait; past it a request is told 503")
+    # Inferless's own limit.
+    infer_timeout: float = setting(180.0, positive_seconds, "running", "S", "longest infer, waiting not included")
+    stuck_grace: float = setting(
+        10.0, seconds, "running", "S", "how long a cancelled or late infer, or a thread it left, may go on"
+    )
+    # Shorter than the 30 s of grace that most supervisors give after SIGTERM, with time left for finalize().
+    drain: float = setting(30.0, seconds, "running", "S", "how long running streams may finish after SIGTERM")
+
+    # Proxies and browsers give up on a silent connection after 30 to 60 s.
+    heartbeat: float = setting(10.0, positive_seconds, "streams", "S", "silence after which a comment is sent")
+    # A phone that changes networks is back in less.
+    linger: float = setting(30.0, seconds, "streams", "S", "how long a stream that nobody follows goes on")
+    retention: float = setting(300.0, seconds, "streams", "S", "how long a finished stream can be replayed")
+    retry: float = setting(2.0, seconds, "streams", "S", "how long a client is asked to wait before it reconnects")
+    stall: float = setting(
+        30.0, positive_seconds, "streams", "S", "how long a client may take nothing of what waits for it"
+    )
+    # 4 MiB is about 100,000 tokens.
+    log_cap: int = setting(4 * MIB, size, "streams", "BYTES", "what is kept of one stream; the oldest is forgotten")
+    log_total: int = setting(256 * MIB, size, "streams", "BYTES", "what is kept of all streams together")
+    max_streams: int = setting(1000, at_least_one, "streams", "N", "streams kept, running and finished")
+    max_event: int = setting(1 * MIB, size, "streams", "BYTES", "largest single event; a larger one raises in the app")
+
+
+GROUPS = {
+    "app": "the app",
+    "network": "network",
+    "running": "running the app",
+    "streams": "streams",
+}
+DESCRIPTION = "Serve an Inferless app: JSON in, resumable Server-Sent Events out."
+EPILOG = """Every flag is also an environment variable: --infer-timeout is SHIM_INFER_TIMEOUT. A flag wins.
+Times are seconds, or a number with ms, s, m, h. Sizes are bytes, or a number with K, M, G (4M is 4 MiB)."""
+
+
+def flag(field_name: str) -> str:
+    return "--" + field_name.replace("_", "-")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the command line from the fields of `Settings`; a flag that is absent leaves no attribute."""
+    parser = argparse.ArgumentParser(
+        prog="server.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    groups = {key: parser.add_argument_group(title) for key, title in GROUPS.items()}
+    for each in fields(Settings):
+        about = each.metadata
+        if about["read"] is switch:
+            groups[about["group"]].add_argument(flag(each.name), action="store_true", help=about["help"])
+        else:
+            text = about["help"] + shown_default(each.name, each.default, about["read"])
+            groups[about["group"]].add_argument(
+                flag(each.name), type=reader(about["read"]), metavar=about["metavar"], help=text
+            )
+    return parser
+
+
+def shown_default(field_name: str, default: Any, read: Callable[[str], Any]) -> str:
+    if default is None or default == () or field_name == "model":
+        return ""
+    if read is size:
+        return f" ({default // MIB}M)"
+    return f" ({default:g})" if isinstance(default, (int, float)) else f" ({default})"
+
+
+def reader(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse show our sentence instead of its own 'invalid … value'."""
+
+    def parse(text: str) -> Any:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Read `SHIM_*` variables of known settings. Raises ValueError that names the variable."""
+    found = {}
+    for each in fields(Settings):
+        variable = ENVIRONMENT_PREFIX + each.name.upper()
+        if variable in environment:
+            try:
+                found[each.name] = each.metadata["read"](environment[variable])
+            except ValueError as error:
+                raise ValueError(f"{variable}: {error}") from None
+    return found
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read flags over environment over defaults; a wrong one ends the process with status 2 and a sentence."""
+    parser = make_parser()
+    flags = vars(parser.parse_args(arguments))
+    try:
+        settings = Settings(**(from_environment(environment) | flags))
+    except ValueError as error:
+        parser.error(str(error))
+    if "model" not in flags and ENVIRONMENT_PREFIX + "MODEL" not in environment:
+        parser.error("which app? Give its folder: --model models/echo")
+    return settings

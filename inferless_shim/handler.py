@@ -1,0 +1,362 @@
+"""One connection: requests are read one after the other, answered, and streams are followed on it.
+
+Runs on the connection's own handler thread, which alone waits on the socket and alone closes it, after `detach`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+from . import http1, sse
+from .errors import Forbidden, RequestTimeout, ShimError, Unavailable
+from .follow import Follower, Link, prepare
+from .http1 import Request, response_head
+from .outputs import encode
+from .routes import (
+    EVENT_STREAM,
+    Await,
+    Exchange,
+    Fields,
+    Follow,
+    Outcome,
+    Reply,
+    Routes,
+    answer,
+    error_reply,
+    stream_fields,
+)
+from .service import Service
+from .stream import Progress, Stream, Subscriber
+
+log = logging.getLogger(__name__)
+
+RECEIVE = 64 * 1024
+# How long and how much of an unread body is thrown away before a close, so that the reply is not lost to a reset.
+LINGER_TIME, LINGER_BYTES = 2.0, 1024 * 1024
+EXPOSED = "Stream-Id, Content-Location, Location, Retry-After, X-Request-Id"
+PREFLIGHT = [
+    ("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"),
+    ("Access-Control-Allow-Headers", "authorization, content-type, last-event-id, idempotency-key, prefer"),
+    ("Access-Control-Max-Age", "600"),
+]
+
+
+class ClientGone(Exception):
+    """The client closed, or took nothing for too long: there is nobody to answer."""
+
+
+class Handler:
+    """A client's connection. `idle` is True while it waits for a request, which is when a drain may end it."""
+
+    def __init__(self, sock: socket.socket, service: Service, routes: Routes) -> None:
+        self.sock = sock
+        self.service = service
+        self.settings = service.settings
+        self.routes = routes
+        self.idle = False
+        self._unread = bytearray()
+        self._link: Link | None = None
+        self._served = 0
+        self._body_read = False
+
+    def serve(self) -> None:
+        """Serve requests until the connection is done; close it."""
+        try:
+            while self._serve_one():
+                self._served += 1
+        except (ClientGone, OSError) as error:
+            log.debug("connection ended: %s", error)
+        finally:
+            if self._link is not None:
+                self._link.close()
+            self.sock.close()
+
+    def end_if_idle(self) -> None:
+        """End a connection that waits for a request: its next read finds the end. Called by the main thread."""
+        if self.idle:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
+
+    # ---- One request
+
+    def _serve_one(self) -> bool:
+        """Read a request and answer it; return whether another may follow."""
+        request_id = secrets.token_hex(8)
+        request: Request | None = None
+        self._body_read = False
+        try:
+            request = self._read_head()
+            if request is None:
+                return False
+            request_id = usable_id(request.field("x-request-id")) or request_id
+            outcome = self._dispatch(request, request_id)
+            keep = self._carry_out(request, request_id, outcome)
+        except ShimError as error:
+            keep = self._refuse(request, request_id, error)
+        return keep and not self.service.draining
+
+    def _dispatch(self, request: Request, request_id: str) -> Outcome:
+        """Decide what a request gets: by its head, then by its body. Raises ShimError."""
+        self._check_origin(request)
+        endpoint, params = self.routes.find(request)
+        if request.method == "POST":
+            http1.require_body(request, self.settings.max_body)
+        body = self._read_body(request)
+        if request.method == "OPTIONS" and request.field("access-control-request-method"):
+            return Reply(204, fields=list(PREFLIGHT))
+        try:
+            return endpoint(Exchange(request, body, request_id, params))
+        except ShimError:
+            raise
+        except Exception:
+            log.exception("%s %s failed (request %s)", request.method, request.path, request_id)
+            raise ShimError("The server failed at this request; its log says why.") from None
+
+    def _check_origin(self, request: Request) -> None:
+        """Refuse what a page elsewhere sends: it could run the model on localhost. Raises Forbidden (403)."""
+        origin = request.field("origin")
+        if origin is None:
+            if request.field("sec-fetch-site") != "cross-site":
+                return
+        elif origin.lower() in self.settings.cors or origin.lower().partition("://")[2] == host(request):
+            return
+        raise Forbidden("Pages of another origin may not call this server; allow theirs with --cors ORIGIN.")
+
+    # ---- Reading
+
+    def _read_head(self) -> Request | None:
+        """Read a request head; None if the client ended the connection, or was silent, between two requests."""
+        self.idle = not self._unread
+        wait = self.settings.idle_timeout if self._served else self.settings.read_timeout
+        if not self._unread and not (not self.service.draining and self._receive(time.monotonic() + wait)):
+            return None
+        self.idle = False
+        deadline = time.monotonic() + self.settings.read_timeout
+        searched = 0
+        while (length := http1.find_head(self._unread, searched)) is None:
+            searched = len(self._unread)
+            if not self._receive(deadline):
+                if time.monotonic() >= deadline:
+                    raise RequestTimeout("The head of the request did not come in time.")
+                return None
+        head = bytes(self._unread[:length])
+        del self._unread[:length]
+        return http1.parse_head(head)
+
+    def _read_body(self, request: Request) -> bytes:
+        decoder = http1.BodyDecoder(request.framing, self.settings.max_body)
+        if decoder.done:
+            self._body_read = True
+            return b""
+        if request.expects_continue and not self._unread:
+            self._send(http1.CONTINUE)
+        deadline = time.monotonic() + self.settings.read_timeout
+        decoder.feed(self._unread)
+        while not decoder.done:
+            if not self._receive(deadline):
+                if time.monotonic() >= deadline:
+                    raise RequestTimeout("The body of the request did not come in time.")
+                raise ClientGone("in the middle of a body")
+            decoder.feed(self._unread)
+        self._body_read = True
+        return bytes(decoder.body)
+
+    def _receive(self, deadline: float) -> bool:
+        """Add what has come to the unread bytes; False at the deadline or the end of the connection."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        self.sock.settimeout(left)
+        try:
+            data = self.sock.recv(RECEIVE)
+        except TimeoutError:
+            return False
+        self._unread += data
+        return bool(data)
+
+    # ---- Answering
+
+    def _carry_out(self, request: Request, request_id: str, outcome: Outcome) -> bool:
+        """Answer; return whether the connection can serve another request. Raises the ShimError of a failed answer."""
+        if isinstance(outcome, Follow):
+            return self._follow(request, request_id, outcome)
+        if isinstance(outcome, Await):
+            outcome = self._await(outcome)
+        keep = request.keep_alive and not outcome.close and not self.service.draining
+        self._reply(request, request_id, outcome, keep)
+        return keep
+
+    def _refuse(self, request: Request | None, request_id: str, error: ShimError) -> bool:
+        """Answer with an error; return whether the connection is still good, which takes a body read to its end."""
+        method, path = (request.method, request.path) if request is not None else ("-", "-")
+        log.info("%s %s %d %s", method, path, error.status, error)
+        if isinstance(error, Unavailable) and request is not None and wants_events(request):
+            # Any status but 200 is final to an EventSource: "not now" is the wish that it come back.
+            retry = sse.retry(self.settings.retry)
+            self._reply(request, request_id, Reply(200, retry, EVENT_STREAM, close=True), keep=False)
+            return False
+        keep = self._body_read and request is not None and request.keep_alive and not self.service.draining
+        self._reply(request, request_id, error_reply(error), keep)
+        if not keep:
+            self._close_gently()
+        return keep
+
+    def _reply(self, request: Request | None, request_id: str, reply: Reply, keep: bool) -> None:
+        fields = [*reply.fields, ("X-Request-Id", request_id), *self._cross_origin_fields(request)]
+        if reply.status != 204:
+            fields += [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body)))]
+        if not keep:
+            fields.append(("Connection", "close"))
+        head = response_head(reply.status, fields)
+        self._send(head if request is not None and request.method == "HEAD" else head + reply.body)
+
+    def _cross_origin_fields(self, request: Request | None) -> Fields:
+        origin = request.field("origin") if request is not None else None
+        if origin is None or origin.lower() not in self.settings.cors:
+            return [("Vary", "Origin")] if self.settings.cors else []
+        return [
+            ("Access-Control-Allow-Origin", origin),
+            ("Access-Control-Expose-Headers", EXPOSED),
+            ("Vary", "Origin"),
+        ]
+
+    def _send(self, data: bytes) -> None:
+        self.sock.settimeout(self.settings.stall)
+        self.sock.sendall(data)
+
+    def _close_gently(self) -> None:
+        """Say that no more comes, and read on for a moment: a reset now could destroy the reply on its way."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+            deadline, left = time.monotonic() + LINGER_TIME, LINGER_BYTES
+            while left > 0 and (wait := deadline - time.monotonic()) > 0:
+                self.sock.settimeout(wait)
+                data = self.sock.recv(RECEIVE)
+                if not data:
+                    return
+                left -= len(data)
+
+    # ---- Streams
+
+    def _follow(self, request: Request, request_id: str, outcome: Follow) -> bool:
+        """Send the head, follow to the end; return whether the connection is still good."""
+        stream = outcome.stream
+        pulled = request.version == (1, 0)
+        place = (lambda: self.service.engine.position(stream)) if outcome.tell_place else None
+        with self._attached(
+            stream, outcome.number, self._stream_head(request, request_id, outcome), pulled
+        ) as attached:
+            if attached is None:
+                self._reply(request, request_id, Reply(204, fields=stream_fields(stream)), request.keep_alive)
+                return request.keep_alive
+            follower = Follower(
+                stream, *attached, heartbeat=self.settings.heartbeat, stall=self.settings.stall, place=place
+            )
+            follower.advance()  # the head goes out before infer runs
+            self.service.engine.notify()
+            progress = follower.follow()
+        self._log(request, stream, progress)
+        if progress is not Progress.ENDED:
+            self._break(pulled)
+            return False
+        if not pulled:
+            self._send(http1.LAST_CHUNK)
+        return request.keep_alive and not self.service.draining
+
+    def _await(self, outcome: Await) -> Reply:
+        """Wait for an answer that is not a stream. Raises its ShimError, or ClientGone."""
+        stream = outcome.stream
+        with self._attached(stream, 0, b"", pulled=True) as attached:
+            progress = Progress.ENDED
+            if attached is not None:
+                self.service.engine.notify()
+                progress = Follower(stream, *attached, heartbeat=math.inf, stall=self.settings.stall).follow()
+        if not stream.keyed:
+            # Nobody else can ever ask for it.
+            stream.fail("cancelled", "The client has gone.")
+            self.service.store.forget(stream)
+        if progress is not Progress.ENDED:
+            raise ClientGone("before its answer was ready")
+        return answer(stream)
+
+    @contextlib.contextmanager
+    def _attached(
+        self, stream: Stream, number: int, head: bytes, pulled: bool
+    ) -> Iterator[tuple[Subscriber, Link] | None]:
+        """Attach for the time of the block, with None if nothing follows event `number`.
+
+        Whatever ends the block, the socket is detached before it can be closed.
+        """
+        if self._link is None:
+            self._link = Link(self.sock)
+        prepare(self.sock, self.settings.stall)
+        subscriber = Subscriber(self.sock.send, self._link.waker.wake, head=head, pulled=pulled)
+        if not stream.attach(subscriber, number):
+            yield None
+            return
+        try:
+            yield subscriber, self._link
+        finally:
+            stream.detach(subscriber)
+
+    def _stream_head(self, request: Request, request_id: str, outcome: Follow) -> bytes:
+        chunked = request.version == (1, 1)
+        fields = [
+            ("Content-Type", EVENT_STREAM),
+            ("Cache-Control", "no-cache, no-transform"),
+            ("X-Accel-Buffering", "no"),
+            *stream_fields(outcome.stream),
+            ("X-Request-Id", request_id),
+            *self._cross_origin_fields(request),
+        ]
+        if chunked:
+            fields.append(("Transfer-Encoding", "chunked"))
+        if not request.keep_alive:
+            fields.append(("Connection", "close"))
+        head = response_head(200, fields)
+        if not outcome.id_first:
+            return head
+        first = sse.id_only(outcome.stream.id)
+        return head + (http1.chunk(first) if chunked else first)
+
+    def _break(self, pulled: bool) -> None:
+        """End a stream that is not whole without a final chunk; HTTP/1.0 has none to leave out, so by a reset."""
+        if pulled:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def _log(self, request: Request, stream: Stream, progress: Progress) -> None:
+        ends = {
+            Progress.ENDED: "to its end",
+            Progress.OVERRUN: "until it fell behind what is kept",
+        }
+        log.info(
+            "%s %s followed %s %s, %d events", request.method, request.path, stream.id[:8],
+            ends.get(progress, "until the client left"), stream.log.last,
+        )  # fmt: skip
+
+
+def host(request: Request) -> str:
+    return (request.field("host") or "").lower()
+
+
+def usable_id(text: str | None) -> str | None:
+    return text if text and len(text) <= 128 and text.isascii() and text.isprintable() else None
+
+
+def wants_events(request: Request) -> bool:
+    accepted = [member.partition(";")[0].strip() for member in request.tokens("accept")]
+    return request.method == "GET" and "text/event-stream" in accepted
+
+
+def busy_reply() -> bytes:
+    """What a connection past the cap is told before it is closed."""
+    body = encode({"error": "Too many connections; try again shortly (--max-connections bounds them)."})
+    fields = [("Retry-After", "2"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    return response_head(503, [*fields, ("Connection", "close")]) + body

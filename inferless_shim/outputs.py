@@ -1,0 +1,183 @@
+"""An app's dicts as JSON, and a stream's frames in its dialect. No I/O.
+
+JSON is strict: no NaN, no Infinity, no lone surrogates. numpy and torch values are known by their methods; neither is
+imported. A dialect says how a stream's events are dressed, from its first byte to its last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from . import sse
+
+KINDS: dict[type, str] = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "float",
+    str: "string",
+    list: "list",
+    dict: "object",
+}
+
+
+class SchemaChanged(ValueError):
+    """An event differs from the stream's first in its keys or in a key's JSON type."""
+
+
+def plain(value: Any) -> Any:
+    """Turn what `json` does not know into what it does. Raises TypeError for anything else.
+
+    numpy and torch arrays and scalars have `tolist`; a torch tensor that needs gradients must be detached first.
+    """
+    if hasattr(value, "tolist"):
+        return (value.detach() if hasattr(value, "detach") else value).tolist()
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("utf-8", "replace")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (tuple, set, frozenset)):
+        return list(value)
+    raise TypeError(f"a value of type {type(value).__name__} cannot be sent as JSON; convert it first")
+
+
+encode_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=plain).encode
+
+
+def encode(output: Mapping[str, Any]) -> bytes:
+    """Write one dict as JSON text in UTF-8, in one line. Raises ValueError or TypeError that names the key at fault."""
+    try:
+        return encode_text(output).encode()
+    except UnicodeEncodeError:
+        return without_lone_surrogates(encode_text(output)).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise named_fault(output, error) from None
+
+
+def encode_value(value: Any) -> bytes:
+    """Write any value as JSON text in UTF-8. Raises ValueError or TypeError."""
+    return encode({"result": value})[len('{"result":') : -1]
+
+
+def without_lone_surrogates(text: str) -> str:
+    """Join surrogate pairs and replace lone halves by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def named_fault(output: Mapping[str, Any], error: Exception) -> Exception:
+    """Say which key of `output` made `error`."""
+    for name, value in output.items():
+        try:
+            encode_text({name: value})
+        except (ValueError, TypeError, RecursionError) as fault:
+            if isinstance(fault, ValueError) and "JSON compliant" in str(fault):
+                return ValueError(
+                    f"output {name!r} holds NaN or Infinity, which JSON cannot carry; send null or a string"
+                )
+            if isinstance(fault, RecursionError):
+                return ValueError(f"output {name!r} is nested too deep to be sent as JSON")
+            return type(fault)(f"output {name!r}: {fault}")
+    return error
+
+
+def kind_of(value: Any) -> str:
+    """Name the JSON type of `value`. Raises TypeError if it has none."""
+    for base in (bool, int, float, str, list, dict):
+        if isinstance(value, base):
+            return KINDS[base]
+    return KINDS.get(type(value)) or kind_of(plain(value))
+
+
+class EventSchema:
+    """Names and top-level JSON types of a stream's first event, which all later ones must have (CONTRACT.md §8).
+
+    null fits any type; an integer where a float was is a float. Used by one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] | None = None
+
+    def conform(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Return `output`, with integers turned to floats where the first event had floats. Raises SchemaChanged."""
+        kinds = self.kinds
+        if kinds is None:
+            self.kinds = {name: KINDS.get(type(value)) or kind_of(value) for name, value in output.items()}
+            return output
+        if output.keys() != kinds.keys():
+            raise SchemaChanged(key_change(list(kinds), list(output)))
+        for name, value in output.items():
+            kind = KINDS.get(type(value)) or kind_of(value)
+            if kind != kinds[name]:
+                output = self._admit(output, name, kind)
+        return output
+
+    def _admit(self, output: dict[str, Any], name: str, kind: str) -> dict[str, Any]:
+        assert self.kinds is not None
+        first = self.kinds[name]
+        if kind == "null":
+            return output
+        if first == "null":
+            self.kinds[name] = kind
+            return output
+        if first == "float" and kind == "integer":
+            return output | {name: float(output[name])}
+        raise SchemaChanged(
+            f"key {name!r} changed from {first} to {kind}; every event of a stream must have the same keys and types"
+        )
+
+
+def key_change(first: list[str], now: list[str]) -> str:
+    gone = [repr(name) for name in first if name not in now]
+    new = [repr(name) for name in now if name not in first]
+    changes = [f"lost {', '.join(gone)}"] if gone else []
+    changes += [f"gained {', '.join(new)}"] if new else []
+    return f"the keys changed: {' and '.join(changes)}; every event of a stream must have the same keys and types"
+
+
+def error_text(message: str) -> str:
+    """Bound a sentence that may hold an app's own exception text."""
+    line = " ".join(message.split())
+    return line if len(line) <= 1000 else line[:999] + "…"
+
+
+class Dialect(Protocol):
+    """How a stream's events look. Each method returns an event's lines after its id, or nothing where none is sent."""
+
+    def event(self, output: dict[str, Any]) -> bytes: ...
+
+    def done(self, events: int, seconds: float) -> bytes | None: ...
+
+    def error(self, code: str, message: str) -> bytes: ...
+
+
+class Native:
+    """`data:` is exactly the app's dict; the last event is `done` or `error`."""
+
+    def event(self, output: dict[str, Any]) -> bytes:
+        return b"data: %b\n\n" % encode(output)
+
+    def done(self, events: int, seconds: float) -> bytes | None:
+        return sse.body(encode({"events": events, "seconds": round(seconds, 3)}), "done")
+
+    def error(self, code: str, message: str) -> bytes:
+        return sse.body(encode({"error": error_text(message), "code": code}), "error")
+
+
+class Generate:
+    """Triton's generate extension: each `data:` names model and version; the end of the body is the end."""
+
+    def __init__(self, model: str) -> None:
+        self.names = {"model_name": model, "model_version": "1"}
+
+    def event(self, output: dict[str, Any]) -> bytes:
+        # The app's own keys of these names win.
+        missing = {name: value for name, value in self.names.items() if name not in output}
+        return b"data: %b\n\n" % encode({**output, **missing})
+
+    def done(self, events: int, seconds: float) -> bytes | None:
+        return None
+
+    def error(self, code: str, message: str) -> bytes:
+        return sse.body(encode({"error": error_text(message)}))

@@ -1,0 +1,353 @@
+"""Routes: a request becomes a reply, a stream to follow, or an answer to wait for. No sockets.
+
+The route alone decides the kind of answer (CONTRACT.md §8). What is decided here is carried out by `handler`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import outputs, protocol, sse
+from .errors import AppFailed, BadRequest, InferTimeout, MethodNotAllowed, NotFound, ShimError, Unavailable
+from .http1 import Request
+from .job import Job
+from .service import Service
+from .store import IdempotencyKey
+from .stream import Stream
+
+JSON = "application/json; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+Fields = list[tuple[str, str]]
+Render = Callable[[Sequence[Any]], bytes]
+
+
+@dataclass
+class Exchange:
+    """A request with its body and the names that its path gave."""
+
+    request: Request
+    body: bytes
+    request_id: str
+    params: dict[str, str]
+
+
+@dataclass
+class Reply:
+    """A response that is ready."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    fields: Fields = field(default_factory=list)
+    close: bool = False
+
+
+@dataclass
+class Follow:
+    """A stream to attach the client to, after event `number`."""
+
+    stream: Stream
+    number: int
+    id_first: bool = False
+    tell_place: bool = False
+
+
+@dataclass
+class Await:
+    """An answer that is no stream: wait until its stream has ended, then reply with what was rendered."""
+
+    stream: Stream
+
+
+Outcome = Reply | Follow | Await
+Endpoint = Callable[[Exchange], Outcome]
+
+
+class Routes:
+    """Every path, the methods that it takes, and what each does."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.app = service.app
+        model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+        table: list[tuple[str, dict[str, Endpoint]]] = [
+            (r"/", {"GET": self.index}),
+            (r"/infer", {"GET": self.infer_query, "POST": self.infer}),
+            (r"/streams/(?P<stream>[^/]+)", {"GET": self.follow, "DELETE": self.cancel}),
+            (r"/v2/?", {"GET": self.server_metadata}),
+            (r"/v2/health/live", {"GET": self.live}),
+            (r"/v2/health/ready", {"GET": self.ready}),
+            (model, {"GET": self.model_metadata}),
+            (model + "/ready", {"GET": self.ready}),
+            (model + "/infer", {"POST": self.infer_protocol}),
+            (model + "/generate", {"POST": self.generate}),
+            (model + "/generate_stream", {"POST": self.generate_stream}),
+        ]
+        self._table = [(re.compile(path), endpoints) for path, endpoints in table]
+
+    def find(self, request: Request) -> tuple[Endpoint, dict[str, str]]:
+        """Return what serves a request, HEAD as GET, and the names in its path. Raises NotFound, MethodNotAllowed."""
+        for pattern, endpoints in self._table:
+            match = pattern.fullmatch(request.path)
+            if match:
+                params = {name: value for name, value in match.groupdict().items() if value is not None}
+                self._check_model(params)
+                method = "GET" if request.method == "HEAD" else request.method
+                if method == "OPTIONS":
+                    return functools.partial(options, allowed(endpoints)), params
+                if method not in endpoints:
+                    raise MethodNotAllowed(request.method, allowed(endpoints))
+                return endpoints[method], params
+        raise NotFound(f"There is nothing at {request.path[:200]}; GET / says what there is.")
+
+    def _check_model(self, params: dict[str, str]) -> None:
+        name, version = params.get("model", self.app.name), params.get("version", "1")
+        if name != self.app.name:
+            raise NotFound(f"There is no model {name[:200]} here; this server runs {self.app.name}.")
+        if version != "1":
+            raise NotFound(f"There is no version {version[:200]} of {name}; the only one is 1.")
+
+    # ---- What is here
+
+    def index(self, exchange: Exchange) -> Reply:
+        host = exchange.request.field("host") or "localhost"
+        return Reply(200, index_text(self.service, f"http://{host}").encode(), TEXT)
+
+    def live(self, exchange: Exchange) -> Reply:
+        return Reply(200, b'{"live":true}')
+
+    def ready(self, exchange: Exchange) -> Reply:
+        self.service.check_ready()
+        return Reply(200, b'{"ready":true}')
+
+    def server_metadata(self, exchange: Exchange) -> Reply:
+        return json_reply(protocol.server_metadata())
+
+    def model_metadata(self, exchange: Exchange) -> Reply:
+        return json_reply(protocol.model_metadata(self.app.name, self.app.schema))
+
+    # ---- Inference
+
+    def infer(self, exchange: Exchange) -> Outcome:
+        call = protocol.read_body(exchange.body, self.app.schema)
+        return self._start(exchange, call, outputs.Native(), None if self.app.streaming else render_flat)
+
+    def infer_query(self, exchange: Exchange) -> Outcome:
+        if exchange.request.method == "HEAD":  # never starts anything
+            return Reply(200, content_type=EVENT_STREAM if self.app.streaming else JSON)
+        if exchange.request.field("last-event-id") is not None:
+            return self._resume(exchange, exchange.request.field("last-event-id") or "", id_first=True)
+        call, reserved = protocol.read_query(exchange.request.query, self.app.schema)
+        if "last_event_id" in reserved:
+            return self._resume(exchange, reserved["last_event_id"], id_first=True)
+        return self._start(
+            exchange, call, outputs.Native(), None if self.app.streaming else render_flat, reserved, id_first=True
+        )
+
+    def infer_protocol(self, exchange: Exchange) -> Outcome:
+        call = protocol.read_body(exchange.body, self.app.schema)
+
+        def render(results: Sequence[Any]) -> bytes:
+            result = results[-1] if isinstance(results[-1], dict) else {"result": results[-1]}
+            body = protocol.infer_response(result, model=self.app.name, id=call.id, requested=call.outputs)
+            return outputs.encode(body)
+
+        dialect = outputs.Generate(self.app.name)
+        return self._start(exchange, call, dialect, None if self.app.streaming else render)
+
+    def generate(self, exchange: Exchange) -> Outcome:
+        call = protocol.read_body(exchange.body, self.app.schema)
+
+        def render(results: Sequence[Any]) -> bytes:
+            dicts = [result if isinstance(result, dict) else {"result": result} for result in results]
+            return outputs.encode(protocol.generate_response(dicts, model=self.app.name, id=call.id))
+
+        return self._start(exchange, call, outputs.Generate(self.app.name), render)
+
+    def generate_stream(self, exchange: Exchange) -> Outcome:
+        call = protocol.read_body(exchange.body, self.app.schema)
+        return self._start(exchange, call, outputs.Generate(self.app.name), None)
+
+    def _start(
+        self,
+        exchange: Exchange,
+        call: protocol.Call,
+        dialect: outputs.Dialect,
+        render: Render | None,
+        reserved: dict[str, str] | None = None,
+        *,
+        id_first: bool = False,
+    ) -> Outcome:
+        """Start a stream, or an answer if there is a `render`; or find what the client asked for before."""
+        request = exchange.request
+        if reserved is None:
+            reserved = protocol.reserved_query(request.query)
+            last_event_id = request.field("last-event-id") or reserved.get("last_event_id")
+            if last_event_id is not None:
+                return self._resume(exchange, last_event_id)
+        detached = "respond-async" in request.tokens("prefer")
+        stream, new = self._open(exchange, None if render and not detached else dialect, detached)
+        if new:
+            job = Job(
+                stream,
+                call.inputs,
+                None if detached else render,
+                call.id or exchange.request_id,
+                request.field("traceparent"),
+            )
+            self.service.engine.submit(job)
+        if stream.dialect is None:
+            return Await(stream)
+        if detached:
+            return accepted(stream)
+        if new:
+            return Follow(stream, 0, id_first, reserved.get("progress") == "1")
+        return followed(stream, 0, id_first=id_first)
+
+    def _open(self, exchange: Exchange, dialect: outputs.Dialect | None, detached: bool) -> tuple[Stream, bool]:
+        """Return the stream that the Idempotency-Key made before, or a new one with a place in the queue reserved."""
+        key = idempotency_key(exchange)
+        known = self.service.store.find(key) if key else None
+        if known is not None:
+            return known, False
+        self.service.check_ready()
+        self.service.engine.reserve()
+        try:
+            stream, new = self.service.store.open(dialect, key, detached=detached)
+        except BaseException:
+            self.service.engine.release()
+            raise
+        if not new:  # another POST with the same key was faster
+            self.service.engine.release()
+        return stream, new
+
+    # ---- Streams
+
+    def _resume(self, exchange: Exchange, last_event_id: str, *, id_first: bool = False) -> Outcome:
+        event_id = sse.parse_event_id(last_event_id)
+        return followed(self.service.store.get(event_id.stream), event_id.number, id_first=id_first)
+
+    def follow(self, exchange: Exchange) -> Outcome:
+        stream = self.service.store.get(exchange.params["stream"])
+        reserved = protocol.reserved_query(exchange.request.query)
+        last_event_id = exchange.request.field("last-event-id") or reserved.get("last_event_id")
+        number = 0
+        if last_event_id is not None:
+            event_id = sse.parse_event_id(last_event_id)
+            if event_id.stream != stream.id:
+                raise BadRequest("The last event id is another stream's; send back the id of this stream's last event.")
+            number = event_id.number
+        outcome = followed(stream, number)
+        if exchange.request.method == "HEAD" and isinstance(outcome, Follow):
+            return Reply(200, content_type=EVENT_STREAM, fields=stream_fields(stream))
+        return outcome
+
+    def cancel(self, exchange: Exchange) -> Reply:
+        stream = self.service.store.get(exchange.params["stream"])
+        if not stream.fail("cancelled", "The stream was cancelled on request."):
+            self.service.store.forget(stream)
+        return Reply(204)
+
+
+def options(methods: Sequence[str], exchange: Exchange) -> Reply:
+    return Reply(204, fields=[("Allow", ", ".join(methods))])
+
+
+def allowed(endpoints: dict[str, Endpoint]) -> list[str]:
+    return [*endpoints, *(["HEAD"] if "GET" in endpoints else []), "OPTIONS"]
+
+
+def followed(stream: Stream, number: int, *, id_first: bool = False) -> Outcome:
+    """Follow from event `number`, or 204 if nothing comes after it: what makes an EventSource stop."""
+    if not stream.can_follow(number):
+        return Reply(204, fields=stream_fields(stream))
+    return Follow(stream, number, id_first and number == 0)
+
+
+def accepted(stream: Stream) -> Reply:
+    """Answer `Prefer: respond-async` (RFC 7240 §4.1)."""
+    fields = [("Location", f"/streams/{stream.id}"), ("Preference-Applied", "respond-async"), *stream_fields(stream)]
+    return Reply(202, outputs.encode({"stream": stream.id, "location": f"/streams/{stream.id}"}), fields=fields)
+
+
+def stream_fields(stream: Stream) -> Fields:
+    return [("Stream-Id", stream.id), ("Content-Location", f"/streams/{stream.id}")]
+
+
+def answer(stream: Stream) -> Reply:
+    """Make the reply of an answer that has ended. Raises the ShimError of one that failed."""
+    if stream.failure is None:
+        return Reply(200, stream.answer)
+    code, message = stream.failure
+    if code == "timeout":
+        raise InferTimeout(message)
+    if code in ("cancelled", "shutting_down"):
+        raise Unavailable(message)
+    raise AppFailed(message)
+
+
+def idempotency_key(exchange: Exchange) -> IdempotencyKey | None:
+    """Read the Idempotency-Key of a POST; the fingerprint tells another route or body from the first one's."""
+    value = exchange.request.field("idempotency-key")
+    if value is None or exchange.request.method != "POST":
+        return None
+    fingerprint = hashlib.sha256(exchange.request.path.encode() + b"\0" + exchange.body).digest()
+    return IdempotencyKey(value, fingerprint)
+
+
+def render_flat(results: Sequence[Any]) -> bytes:
+    """The app's dict as JSON; anything else that it returned as the JSON that it is."""
+    result = results[-1]
+    return outputs.encode(result) if isinstance(result, dict) else outputs.encode_value(result)
+
+
+def json_reply(value: dict[str, Any]) -> Reply:
+    return Reply(200, outputs.encode(value))
+
+
+def error_reply(error: ShimError, request_id: str = "") -> Reply:
+    return Reply(error.status, outputs.encode(error.body()), fields=list(error.headers))
+
+
+def curl_line(service: Service, base: str) -> str:
+    """Write a curl command, made of the schema's own examples, that works when pasted into a shell."""
+    body = json.dumps(service.app.schema.example(), ensure_ascii=False)
+    return f"curl -N {shlex.quote(base + '/infer')} -d {shlex.quote(body)}"
+
+
+def index_text(service: Service, base: str) -> str:
+    """Say what runs here and how to call it."""
+    app = service.app
+    kind = "a stream of Server-Sent Events" if app.streaming else "JSON"
+    inputs = "\n".join(
+        f"  {each.name:<20} {each.datatype:<8} shape {list(each.shape)}  {'required' if each.required else 'optional'}"
+        for each in app.schema.inputs.values()
+    )
+    return f"""{app.name} is {service.phase.value}. It answers with {kind}.
+
+Inputs:
+{inputs}
+
+Try it:
+  {curl_line(service, base)}
+
+Routes:
+  POST /infer                               inputs as JSON
+  GET  /infer?NAME=value                    the same from a browser's EventSource
+  GET  /streams/<id>                        follow or replay a stream; DELETE cancels it
+  POST /v2/models/{app.name}/infer           Inference Protocol v2
+  POST /v2/models/{app.name}/generate        one JSON answer
+  POST /v2/models/{app.name}/generate_stream a stream
+  GET  /v2/health/live, /v2/health/ready, /v2, /v2/models/{app.name}
+
+A stream that was cut goes on where it stopped: send the last id back as the Last-Event-ID header.
+"""

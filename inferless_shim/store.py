@@ -1,0 +1,174 @@
+"""Streams by id: what is kept, for how long, and what is forgotten first.
+
+`Store.lock` guards the dict of streams and the idempotency keys; nothing under it takes a stream's lock. Memory is
+bounded by `--max-streams` and `--log-total`: the oldest finished stream goes first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from .config import Settings
+from .errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
+from .outputs import Dialect
+from .stream import Stream
+
+# How many forgotten ids are still answered 410 rather than 404: 1 MB of ids.
+FORGOTTEN_KEPT = 10_000
+MAX_IDEMPOTENCY_KEY = 255
+
+
+@dataclass(frozen=True)
+class IdempotencyKey:
+    """A client's key for one POST, and what the POST was: its route and the hash of its body."""
+
+    value: str
+    fingerprint: bytes
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.value) <= MAX_IDEMPOTENCY_KEY or not self.value.isprintable():
+            raise BadRequest(
+                f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable characters; a UUID is usual."
+            )
+
+
+class Store:
+    """Every stream that can be followed or replayed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lock = threading.Lock()
+        self._streams: dict[str, Stream] = {}  # in the order of creation
+        self._keys: dict[str, tuple[IdempotencyKey, Stream]] = {}
+        self._forgotten: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(
+        self, dialect: Dialect | None, key: IdempotencyKey | None = None, *, detached: bool = False
+    ) -> tuple[Stream, bool]:
+        """Make a stream, or return the one that `key` made before: (stream, whether it is new).
+
+        Raises Unavailable (503) when `--max-streams` streams are all running, UnprocessableContent (422) when the key
+        belongs to another request.
+        """
+        stream = Stream(
+            dialect,
+            log_cap=self.settings.log_cap,
+            retry=self.settings.retry,
+            keyed=key is not None,
+            detached=detached,
+        )
+        with self.lock:
+            if key is not None:
+                known = self._find(key)
+                if known is not None:
+                    return known, False
+            if len(self._streams) >= self.settings.max_streams:
+                self._forget_oldest_ended()
+            self._streams[stream.id] = stream
+            if key is not None:
+                self._keys[key.value] = (key, stream)
+        return stream, True
+
+    def find(self, key: IdempotencyKey) -> Stream | None:
+        """Return the stream that `key` made, if any. Raises UnprocessableContent (422) if it was another request."""
+        with self.lock:
+            return self._find(key)
+
+    def get(self, stream_id: str) -> Stream:
+        """Return the stream. Raises Gone (410) if it was forgotten lately, NotFound (404) if it is unknown."""
+        with self.lock:
+            stream = self._streams.get(stream_id)
+            if stream is not None and stream.dialect is not None:
+                return stream
+            if stream_id in self._forgotten:
+                raise Gone("This stream is no longer kept; start a new request (--retention says how long one is).")
+        raise NotFound("There is no such stream; start a new request.")
+
+    def forget(self, stream: Stream) -> None:
+        """Drop an ended stream now; its id answers 410 from here on."""
+        with self.lock:
+            self._forget(stream)
+
+    def running(self) -> list[Stream]:
+        """Return the streams that have not ended."""
+        with self.lock:
+            return [stream for stream in self._streams.values() if stream.is_open]
+
+    def sweep(self, now: float | None = None) -> None:
+        """Cancel what nobody has followed for `linger`, forget what is past `retention`, and hold the total down.
+
+        Called by the accept thread, several times a second.
+        """
+        now = time.monotonic() if now is None else now
+        with self.lock:
+            streams = list(self._streams.values())
+        for stream in streams:
+            unfollowed = stream.unfollowed
+            if stream.is_open and unfollowed is not None and now - unfollowed >= self.settings.linger:
+                stream.fail("cancelled", "Nobody followed the stream any more, so it was cancelled.")
+        with self.lock:
+            for stream in streams:
+                if stream.ended is not None and now - stream.ended >= self.settings.retention:
+                    self._forget(stream)
+            total = self._hold_total()
+        if total > self.settings.log_total:
+            self._shrink_running()
+
+    def _shrink_running(self) -> None:
+        """Give each running stream its share of the total: all that is kept are running streams now."""
+        running = self.running()
+        share = self.settings.log_total // max(1, len(running))
+        for stream in running:
+            stream.shrink(share)
+
+    # ---- Needs self.lock
+
+    def _find(self, key: IdempotencyKey) -> Stream | None:
+        known = self._keys.get(key.value)
+        if known is None:
+            return None
+        if known[0].fingerprint != key.fingerprint:
+            raise UnprocessableContent(
+                "This Idempotency-Key was used for another route or body; use a new key for a new request."
+            )
+        return known[1]
+
+    def _hold_total(self) -> int:
+        """Forget ended streams, the oldest first, until the total holds; return the total."""
+        total = sum(stream.kept for stream in self._streams.values())
+        if total > self.settings.log_total:
+            for stream in self._ended():
+                total -= stream.kept
+                self._forget(stream)
+                if total <= self.settings.log_total:
+                    break
+        return total
+
+    def _forget_oldest_ended(self) -> None:
+        for stream in self._ended():
+            self._forget(stream)
+            return
+        raise Unavailable(
+            f"All {self.settings.max_streams} streams are running; try again shortly (--max-streams bounds them)."
+        )
+
+    def _ended(self) -> list[Stream]:
+        """Return the ended streams, the oldest end first."""
+        ended = [(stream.ended, stream.id, stream) for stream in self._streams.values() if stream.ended is not None]
+        return [stream for _, _, stream in sorted(ended)]
+
+    def _forget(self, stream: Stream) -> None:
+        if self._streams.pop(stream.id, None) is None:
+            return
+        for value in [value for value, (_, known) in self._keys.items() if known is stream]:
+            del self._keys[value]
+        if stream.dialect is not None:  # no client was ever told the id of an answer
+            self._forgotten[stream.id] = None
+        while len(self._forgotten) > FORGOTTEN_KEPT:
+            self._forgotten.popitem(last=False)

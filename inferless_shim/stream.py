@@ -1,0 +1,297 @@
+"""One response, from first to last event: its log, who follows it, and its state.
+
+`Stream.lock` guards the log, the subscribers and the state. Under it only bytes move: events are encoded before it is
+taken, and every send to an attached socket is non-blocking. The producing thread sends to the subscribers that are
+caught up; one that lags, or that is pulled, is written by its own handler thread through `advance`. Once a stream has
+ended its log never grows again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from . import sse
+from .errors import BadRequest, Gone
+from .eventlog import EventLog
+from .outputs import Dialect
+
+# What one send may take under the lock: as much as a stream's socket buffers (SO_SNDBUF).
+READ_SIZE = 64 * 1024
+
+
+class Cancelled(BaseException):
+    """Nobody wants what this thread makes: the stream was cancelled, timed out or failed.
+
+    A BaseException, because many apps swallow every Exception and would go on.
+    """
+
+
+class State(Enum):
+    OPEN = auto()
+    FINISHED = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+
+
+class Progress(Enum):
+    """What a subscriber's handler thread does next."""
+
+    MORE = auto()  # advance again: there is more to send
+    CAUGHT_UP = auto()  # wait for the next event; the producing thread sends it
+    LAGGING = auto()  # wait until the socket takes bytes
+    ENDED = auto()  # all is sent and the stream is over
+    OVERRUN = auto()  # what comes next was forgotten before it was sent
+    BROKEN = auto()  # the socket failed
+
+
+class Subscriber:
+    """A `send`, a position in the log, and at most one pending frame from outside it.
+
+    `send` never blocks: it returns how many bytes it took or raises BlockingIOError. `wake` ends the handler thread's
+    wait. A pulled subscriber is sent to by its handler thread alone, without chunk framing (HTTP/1.0).
+    """
+
+    __slots__ = ("broken", "pending", "position", "pulled", "send", "wake")
+
+    def __init__(
+        self, send: Callable[[Any], int], wake: Callable[[], None], *, head: bytes = b"", pulled: bool = False
+    ) -> None:
+        self.send = send
+        self.wake = wake
+        self.pending = head
+        self.position = 0
+        self.pulled = pulled
+        self.broken = False
+
+
+class Stream:
+    """One response. `dialect` is None for an answer that is not a stream: its log stays empty, `answer` is its body.
+
+    A `keyed` one may be asked for again with its Idempotency-Key; a `detached` one (`Prefer: respond-async`) runs
+    before anybody follows.
+    """
+
+    def __init__(
+        self, dialect: Dialect | None, *, log_cap: int, retry: float, keyed: bool = False, detached: bool = False
+    ) -> None:
+        self.id = sse.new_stream_id()
+        self.dialect = dialect
+        self.keyed = keyed
+        self.lock = threading.Lock()
+        self.log = EventLog(log_cap)
+        self.state = State.OPEN
+        self.created = self.appended = time.monotonic()
+        self.started: float | None = None  # when infer began
+        self.ended: float | None = None
+        # Since when it has nobody to run for; None while it has. A detached one has, until its first follower leaves.
+        self.unfollowed: float | None = None if detached else self.created
+        self.followed = False  # whether anybody ever did
+        self.answer = b""
+        self.failure: tuple[str, str] | None = None  # code and sentence, once FAILED or CANCELLED
+        self._subscribers: set[Subscriber] = set()
+        self._ready: set[Subscriber] = set()  # those that the next event goes to, or that it wakes
+        self._prefix = b"id: %b-" % self.id.encode()
+        self._retry = sse.retry(retry)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state is State.OPEN
+
+    @property
+    def kept(self) -> int:
+        """How many bytes it keeps in memory."""
+        return len(self.log) + len(self.answer)
+
+    # ---- The producing thread
+
+    def append(self, lines: bytes) -> None:
+        """Add an event (its lines after the id) and send it to everyone caught up.
+
+        Raises Cancelled if nobody wants it any more, RuntimeError if the stream was finalised.
+        """
+        with self.lock:
+            self._check_open()
+            self._append(lines)
+
+    def check_open(self) -> None:
+        """Raise as `append` would."""
+        with self.lock:
+            self._check_open()
+
+    def finish(self, answer: bytes = b"") -> bool:
+        """End the stream well, with its dialect's last event or its answer. Return False if it had ended before."""
+        while True:
+            events = self.log.last
+            lines = (
+                self.dialect.done(events, time.monotonic() - (self.started or self.created)) if self.dialect else None
+            )
+            with self.lock:
+                if self.state is not State.OPEN:
+                    return False
+                # Another of the app's threads may have sent meanwhile: then the count was wrong, and is taken again.
+                if self.log.last == events:
+                    self.answer = answer
+                    self._end(State.FINISHED, lines)
+                    return True
+
+    def fail(self, code: str, message: str) -> bool:
+        """End the stream with an error event. Return False if it had ended before. Any thread may call it."""
+        lines = self.dialect.error(code, message) if self.dialect else None
+        with self.lock:
+            if self.state is not State.OPEN:
+                return False
+            self.failure = (code, message)
+            self._end(State.CANCELLED if code == "cancelled" else State.FAILED, lines)
+            return True
+
+    def shrink(self, cap: int) -> None:
+        """Keep at most `cap` bytes from now on: all streams together have reached their bound."""
+        with self.lock:
+            self.log.cap = min(self.log.cap, cap)
+            self.log.trim()
+
+    # ---- A handler thread
+
+    def attach(self, subscriber: Subscriber, number: int) -> bool:
+        """Follow from the end of event `number` on; return False, without attaching, if nothing can follow it.
+
+        Raises Gone (410) if that part is forgotten, BadRequest (400) for a number that is not reached yet.
+        """
+        with self.lock:
+            position = self._locate(number)
+            if position is None:
+                return False
+            subscriber.position = position
+            self._subscribers.add(subscriber)
+            self.followed = True
+            self.unfollowed = None
+            return True
+
+    def can_follow(self, number: int) -> bool:
+        """Tell what `attach` would return, and raise what it would raise."""
+        with self.lock:
+            return self._locate(number) is not None
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Stop following. After this nothing is sent to the subscriber, and its socket may be closed."""
+        with self.lock:
+            self._subscribers.discard(subscriber)
+            self._ready.discard(subscriber)
+            if not self._subscribers:
+                self.unfollowed = time.monotonic()
+
+    def advance(self, subscriber: Subscriber) -> Progress:
+        """Send once, from where the subscriber is, and say what to do next."""
+        with self.lock:
+            return self._advance(subscriber)
+
+    def interject(self, subscriber: Subscriber, frame: bytes, *, only_before_first: bool = False) -> bool:
+        """Put a frame from outside the log (a heartbeat, `queued`) before what comes next, if nothing is under way.
+
+        Return whether it is pending now; `advance` sends it.
+        """
+        with self.lock:
+            if subscriber not in self._ready or (only_before_first and self.log.last):
+                return False
+            self._ready.discard(subscriber)
+            subscriber.pending = frame
+            return True
+
+    # ---- Needs self.lock
+
+    def _check_open(self) -> None:
+        if self.state is State.FINISHED:
+            raise RuntimeError("send_streamed_output was called after finalise_streamed_output")
+        if self.state is not State.OPEN:
+            raise Cancelled
+
+    def _append(self, lines: bytes) -> None:
+        assert self.lock.locked()
+        number = b"%d\n" % (self.log.last + 1)
+        if not self.log.last:
+            lines = self._retry + lines
+        size = len(self._prefix) + len(number) + len(lines)
+        frame = b"%x\r\n%b%b%b\r\n" % (size, self._prefix, number, lines)
+        self.log.append(frame)
+        self.appended = time.monotonic()
+        if self._ready:
+            self._send_to_ready(frame)
+
+    def _send_to_ready(self, frame: bytes) -> None:
+        behind = []
+        for subscriber in self._ready:
+            if subscriber.pulled or not self._send_whole(subscriber, frame):
+                behind.append(subscriber)
+        for subscriber in behind:
+            self._ready.discard(subscriber)
+            subscriber.wake()
+
+    def _send_whole(self, subscriber: Subscriber, frame: bytes) -> bool:
+        try:
+            sent = subscriber.send(frame)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The client is gone. Its handler thread finds out, and closes the socket.
+            subscriber.broken = True
+            return False
+        subscriber.position += sent
+        return sent == len(frame)
+
+    def _end(self, state: State, lines: bytes | None) -> None:
+        if lines is not None:
+            self._append(lines)
+        self.state = state
+        self.ended = time.monotonic()
+        for subscriber in self._subscribers:
+            subscriber.wake()
+
+    def _locate(self, number: int) -> int | None:
+        if number > self.log.last and self.is_open:
+            raise BadRequest(
+                f"The last event id is ahead of the stream, whose last event is {self.log.last}; "
+                "send back the id of the last event that came."
+            )
+        if number >= self.log.last and not self.is_open:
+            return None
+        position = self.log.position_after(number)
+        if position is None:
+            raise Gone(
+                f"Event {number + 1} is no longer kept; the oldest kept is {self.log.first}. "
+                "Start a new request, or reconnect sooner (--log-cap bounds what is kept of a stream)."
+            )
+        return position
+
+    def _advance(self, subscriber: Subscriber) -> Progress:
+        if subscriber.broken:
+            return Progress.BROKEN
+        if not subscriber.pending and subscriber.position < self.log.start:
+            return Progress.OVERRUN
+        data: bytes | bytearray = subscriber.pending or self._read(subscriber)
+        if not data:
+            if self.is_open:
+                self._ready.add(subscriber)
+            return Progress.CAUGHT_UP if self.is_open else Progress.ENDED
+        try:
+            sent = subscriber.send(data)
+        except BlockingIOError:
+            return Progress.LAGGING
+        except OSError:
+            return Progress.BROKEN
+        if subscriber.pending:
+            subscriber.pending = subscriber.pending[sent:]
+        else:
+            subscriber.position += sent
+        return Progress.MORE if sent == len(data) else Progress.LAGGING
+
+    def _read(self, subscriber: Subscriber) -> bytes | bytearray:
+        """Copy what the subscriber is sent next; nothing if it is caught up."""
+        if not subscriber.pulled:
+            return self.log.read(subscriber.position, READ_SIZE)
+        # Whole events without chunk framing; they are pending until the last byte is out.
+        subscriber.pending, subscriber.position = self.log.read_payloads(subscriber.position, READ_SIZE)
+        return subscriber.pending

@@ -1,0 +1,299 @@
+"""What the tests share: apps made on the spot, servers in this process and in others, a client that hides nothing.
+
+Tests wait for conditions with `eventually`, never for time. `MS` is the one unit of time in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import types
+import unittest
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from inferless_shim.app import Server
+from inferless_shim.config import Settings
+from inferless_shim.schema import compile_schema
+
+ROOT = Path(__file__).resolve().parent.parent
+MS = 0.001
+PATIENCE = 30.0  # seconds: longer than any machine needs, so that only a condition that never comes fails
+TEXT_SCHEMA = {"TEXT": {"datatype": "STRING", "required": True, "shape": [1], "example": ["How to make an omelette"]}}
+
+
+def eventually(condition: Callable[[], Any], timeout: float = PATIENCE, what: str = "") -> Any:
+    """Wait until `condition` returns something true, and return it; AssertionError if it never does."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never came true: {what or condition}")
+        time.sleep(5 * MS)
+    return value
+
+
+class FakeApp:
+    """An app without a folder: `infer` is a plain function. It has what `loader.App` has for the engine."""
+
+    def __init__(self, infer: Callable[..., Any], schema: dict[str, Any] | None = None, *, streaming: bool = True):
+        self.name = "fake"
+        self.folder = ROOT
+        self.schema = compile_schema(TEXT_SCHEMA if schema is None else schema, streaming=streaming, batched=False)
+        self.streaming = streaming
+        self.batched = False
+        self.module = types.ModuleType("app")
+        self.instance = types.SimpleNamespace(infer=infer)
+        self.finalized = 0
+
+    def load(self) -> None:
+        pass
+
+    def infer(self, inputs: dict[str, Any], handler: Any) -> Any:
+        return self.instance.infer(inputs, handler) if self.streaming else self.instance.infer(inputs)
+
+    def finalize(self) -> None:
+        self.finalized += 1
+
+
+@contextlib.contextmanager
+def serving(
+    infer: Callable[..., Any], schema: dict[str, Any] | None = None, *, streaming: bool = True, **settings: Any
+) -> Iterator[Server]:
+    """Serve `infer` in this process on a free port; `server.port` is it."""
+    app = FakeApp(infer, schema, streaming=streaming)
+    server = Server(Settings(port=0, **settings), app)  # type: ignore[arg-type]
+    server.port = server.socket.getsockname()[1]  # type: ignore[attr-defined]
+    server.start()
+    server.service.engine.loaded.wait()
+    server.ready()
+    try:
+        yield server
+    finally:
+        for stream in server.service.store.running():
+            stream.fail("shutting_down", "the test is over")
+        server.service.engine.stop(1)
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def app_folder(app: str, schema: str | None = None, *, streaming: bool = True, name: str = "made") -> Iterator[Path]:
+    """Make an app folder of two sources."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, name)
+        folder.mkdir()
+        (folder / "app.py").write_text(textwrap.dedent(app), encoding="utf-8")
+        if schema is None:
+            schema = f"INPUT_SCHEMA = {TEXT_SCHEMA!r}\nIS_STREAMING_OUTPUT = {streaming}\n"
+        (folder / "input_schema.py").write_text(textwrap.dedent(schema), encoding="utf-8")
+        yield folder
+
+
+class ServerProcess:
+    """`python server.py …` in a process of its own. `log` is all that it wrote to stderr so far."""
+
+    def __init__(self, model: Path | str, *flags: str, python: tuple[str, ...] = (), environment: Any = None) -> None:
+        command = [sys.executable, *python, str(ROOT / "server.py"), "--model", str(model), "--port", "0", *flags]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        self.log = ""
+        self.out = ""
+        self._readers = [
+            threading.Thread(target=self._read, args=(name,), daemon=True) for name in ("stderr", "stdout")
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str) -> None:
+        for line in getattr(self.process, name):
+            if name == "stderr":
+                self.log += line
+            else:
+                self.out += line
+
+    def __enter__(self) -> ServerProcess:
+        self.wait_until_ready()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.finish()
+
+    def wait_until_ready(self, timeout: float = PATIENCE) -> None:
+        def said() -> Any:
+            assert self.process.poll() is None, self.log
+            return re.search(r"is ready on http://\S+:(\d+)", self.log)
+
+        self.port = int(eventually(said, timeout, "the server says it is ready")[1])
+
+    def finish(self) -> int:
+        """Wait for the process to end; return its exit status."""
+        status = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        return status
+
+
+class Event(NamedTuple):
+    """One block of a stream as it came: its fields, and whether anything else stood in it."""
+
+    id: str | None
+    event: str | None
+    data: Any
+    lines: tuple[str, ...]
+
+    @property
+    def number(self) -> int:
+        return int(self.id.rpartition("-")[2]) if self.id else -1
+
+
+def parse_events(text: str) -> list[Event]:
+    """Split an event stream into its blocks; an unfinished last block is left out, comments are kept in `lines`."""
+    events = []
+    for block in text.split("\n\n")[:-1]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
+        data = json.loads(fields["data"]) if "data" in fields else None
+        events.append(Event(fields.get("id"), fields.get("event"), data, tuple(block.split("\n"))))
+    return events
+
+
+class Response:
+    """A response read off a raw socket: status, fields in lower case, body without framing, whether it ended well."""
+
+    def __init__(self, client: Client) -> None:
+        head = client.read_until(b"\r\n\r\n").decode("latin-1")
+        status_line, *lines = head.rstrip("\r\n").split("\r\n")
+        self.version, status, self.reason = status_line.split(" ", 2)
+        self.status = int(status)
+        self.fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.complete = False
+        self._client = client
+        self.body = b""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it comes; `complete` is True after its proper end."""
+        client = self._client
+        if self.fields.get("transfer-encoding") == "chunked":
+            try:
+                while size := int(client.read_until(b"\r\n"), 16):
+                    data = client.read(size + 2)[:-2]
+                    self.body += data
+                    yield data
+                self.complete = client.read(2) == b"\r\n"
+            except EOFError:
+                return
+        elif "content-length" in self.fields:
+            self.body = client.read(int(self.fields["content-length"]))
+            self.complete = True
+            yield self.body
+        elif self.status != 204:
+            while data := client.read_some():
+                self.body += data
+                yield data
+            self.complete = True
+
+    def read(self) -> Response:
+        for _ in self.chunks():
+            pass
+        return self
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Event]:
+        return parse_events(self.body.decode())
+
+
+class Client:
+    """A raw connection to a server on this machine."""
+
+    def __init__(self, port: int, timeout: float = PATIENCE, receive_buffer: int | None = None) -> None:
+        self.sock = socket.socket()
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(timeout)
+        self.sock.connect(("127.0.0.1", port))
+        self._buffer = b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def request(
+        self, method: str, target: str, body: Any = None, fields: dict[str, str] | None = None, version: str = "1.1"
+    ) -> Response:
+        """Send a request; return its response, of which only the head is read yet."""
+        self.send(request_bytes(method, target, body, fields, version))
+        return Response(self)
+
+    def read_some(self) -> bytes:
+        if self._buffer:
+            data, self._buffer = self._buffer, b""
+            return data
+        return self.sock.recv(65536)
+
+    def read_until(self, end: bytes) -> bytes:
+        while end not in self._buffer:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError(f"the connection ended before {end!r}; unread: {self._buffer!r}")
+            self._buffer += data
+        at = self._buffer.index(end) + len(end)
+        data, self._buffer = self._buffer[:at], self._buffer[at:]
+        return data
+
+    def read(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            data = self.sock.recv(65536)
+            if not data:
+                raise EOFError(f"the connection ended {size - len(self._buffer)} bytes early")
+            self._buffer += data
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+
+def request_bytes(
+    method: str, target: str, body: Any = None, fields: dict[str, str] | None = None, version: str = "1.1"
+) -> bytes:
+    """Write a request; a body that is not bytes is sent as JSON."""
+    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    lines = [f"{method} {target} HTTP/{version}", "Host: localhost"]
+    if body is not None:
+        lines.append(f"Content-Length: {len(content)}")
+    lines += [f"{name}: {value}" for name, value in (fields or {}).items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + content
+
+
+def ask(
+    port: int, method: str, target: str, body: Any = None, fields: dict[str, str] | None = None, version: str = "1.1"
+) -> Response:
+    """Send one request on a connection of its own and read the whole response."""
+    with Client(port) as client:
+        return client.request(method, target, body, fields, version).read()
+
+
+class TestCase(unittest.TestCase):
+    maxDiff = None
