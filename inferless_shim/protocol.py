@@ -110,8 +110,9 @@ def _read_tensor(tensor: object, position: int) -> tuple[str, list[Any], Sequenc
         raise Fault(name, "a tensor with a list for data", got, "send its data as JSON (binary tensors are not read)")
     if shape is None:
         return name, data, ()
-    # A length is an int64 in the protocol.
-    if not isinstance(shape, list) or not all(type(length) is int and 0 <= length < 1 << 63 for length in shape):
+    # A length is an int64 in the protocol; data cannot nest deeper than JSON text may.
+    are_lengths = isinstance(shape, list) and all(type(length) is int and 0 <= length < 1 << 63 for length in shape)
+    if not are_lengths or len(shape) > strictjson.MAX_NESTING:
         got = f"a shape that is {describe(shape)}"
         raise Fault(name, "a tensor whose shape is a list of lengths", got, "send the shape of its data")
     return name, data, shape
@@ -187,9 +188,7 @@ def _pairs(query: str) -> Iterator[tuple[str, str]]:
 
 def _decoded(text: str) -> str:
     if not text.isascii() or _BAD_ESCAPE.search(text):
-        raise BadRequest(
-            "The query has a character that is not percent-encoded; write it as its UTF-8 bytes, such as %C3%A9."
-        )
+        raise BadRequest("The query has a stray % or a character outside ASCII; percent-encode its UTF-8 bytes.")
     try:
         return unquote_to_bytes(text.replace("+", " ")).decode()
     except UnicodeDecodeError:
@@ -251,8 +250,8 @@ def _tensor(name: str, value: object) -> dict[str, Any]:
 
 def _typed(value: Any) -> tuple[str, Sequence[int], list[Any]]:
     """Return datatype, shape and data, row by row. What v2 has no datatype for goes out as JSON text, in BYTES."""
-    dtype = str(value.dtype) if hasattr(value, "dtype") and hasattr(value, "tolist") else ""
-    datatype = _DTYPES.get(dtype.removeprefix("torch."))
+    dtype = getattr(value, "dtype", None) if hasattr(value, "tolist") else None
+    datatype = _DTYPES.get(str(getattr(dtype, "name", dtype)).removeprefix("torch."))
     shape: Sequence[int] = value.shape if datatype else ()
     value = plain(value)
     try:

@@ -25,7 +25,7 @@ class Fault(Exception):
     """One thing that is wrong with a request: clauses for a program, a sentence with the remedy for a person."""
 
     def __init__(self, input: str, expected: str, got: str, remedy: str = "", *, sentence: str = "") -> None:
-        got = got if len(got) <= 80 else got[:79] + "…"
+        input, got = (text if len(text) <= 80 else text[:79] + "…" for text in (input, got))
         self.sentence = sentence or f"{input} must be {expected}, got {got}; {remedy}."
         self.told = {"input": input, "expected": expected, "got": got}
         super().__init__(self.sentence)
@@ -103,8 +103,10 @@ class Input:
     def expected(self) -> str:
         if self.shape == (1,):
             return self.family.one
+        if self.shape == (-1,):
+            return f"a list of {self.family.many}"
         if len(self.shape) == 1:
-            return f"a list of {self.shape[0]} {self.family.many}".replace("-1 ", "")
+            return f"a list of {self.shape[0]} {self.family.many}"
         return f"nested lists of {self.family.many}, of shape {list(self.shape)}"
 
     def fit(self, value: object, tensor_shape: Sequence[int] | None = None) -> Any:
@@ -149,9 +151,9 @@ class Input:
         if tensor_shape is None:
             return (shape if allowed else self._completed(value, true_shape, len(elements))), elements
         if not allowed:
-            raise self._fault(f"a tensor of shape {list(shape)}", f"send one that fits {list(self.shape)}")
+            raise self._fault(f"a tensor of shape {list(shape)}", f"send what fits {list(self.shape)}")
         if math.prod(shape) != len(elements):
-            got = f"{len(elements)} elements in a tensor of shape {list(shape)}"
+            got = f"{describe(elements)} in a tensor of shape {list(shape)}"
             raise self._fault(got, "correct the shape or the data")
         return shape, elements
 
@@ -163,7 +165,7 @@ class Input:
         if len(shape) <= 1 and math.prod(completed) == count:
             return completed
         got = describe(value) if len(shape) <= 1 else f"lists of shape {list(shape)}"
-        raise self._fault(got, "send one value" if self.shape == (1,) else "correct the number of elements")
+        raise self._fault(got, "send one value" if self.shape == (1,) else f"send what fits {list(self.shape)}")
 
     def _fault(self, got: str, remedy: str) -> Fault:
         return Fault(self.name, self.expected, got, remedy)
@@ -213,7 +215,7 @@ class Schema:
         known = ", ".join(list(self.inputs)[:20]) or "none"
         remedy = f"did you mean {near}?" if (near := nearest(name, self.inputs)) else f"its inputs are: {known}."
         sentence = f"{quoted(name)} is not an input of this app; {remedy}"
-        return Fault(name[:80], f"one of the app's inputs: {near or known}", "an unknown name", sentence=sentence)
+        return Fault(name, f"one of the app's inputs: {near or known}", "an unknown name", sentence=sentence)
 
 
 # At load. -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import re
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import types
 import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from inferless_shim.app import Server
 from inferless_shim.config import Settings
@@ -65,14 +66,56 @@ class FakeApp:
         self.finalized += 1
 
 
+def words(inputs: dict[str, Any], handler: Any) -> None:
+    """Send the words of TEXT, one event a word: what a streaming app does when nothing is the matter with it."""
+    for word in inputs["TEXT"].split():
+        handler.send_streamed_output({"OUT": word})
+
+
+class Puppet:
+    """A streaming app whose every step the test decides: `puppet.infer` does what `send`, `end` and `fail` ask for."""
+
+    def __init__(self) -> None:
+        self.inputs: list[dict[str, Any]] = []  # of each infer that has begun
+        self.ended = 0  # how many infers are over
+        self._steps: queue.SimpleQueue[Callable[[Any], Any] | None] = queue.SimpleQueue()
+
+    def infer(self, inputs: dict[str, Any], handler: Any) -> None:
+        self.inputs.append(inputs)
+        try:
+            while not handler.cancelled:
+                with contextlib.suppress(queue.Empty):
+                    step = self._steps.get(timeout=5 * MS)
+                    if step is None:
+                        return
+                    step(handler)
+        finally:
+            self.ended += 1
+
+    def do(self, step: Callable[[Any], Any] | None) -> None:
+        """Have `step(handler)` run inside infer; None ends infer."""
+        self._steps.put(step)
+
+    def send(self, **output: Any) -> None:
+        self.do(lambda handler: handler.send_streamed_output(output))
+
+    def end(self) -> None:
+        self.do(None)
+
+    def fail(self, error: BaseException) -> None:
+        def step(handler: Any) -> None:
+            raise error
+
+        self.do(step)
+
+
 @contextlib.contextmanager
 def serving(
     infer: Callable[..., Any], schema: dict[str, Any] | None = None, *, streaming: bool = True, **settings: Any
 ) -> Iterator[Server]:
-    """Serve `infer` in this process on a free port; `server.port` is it."""
+    """Serve `infer` in this process on a free port, `server.port`."""
     app = FakeApp(infer, schema, streaming=streaming)
     server = Server(Settings(port=0, **settings), app)  # type: ignore[arg-type]
-    server.port = server.socket.getsockname()[1]  # type: ignore[attr-defined]
     server.start()
     server.service.engine.loaded.wait()
     server.ready()
@@ -124,7 +167,11 @@ class ServerProcess:
                 self.out += line
 
     def __enter__(self) -> ServerProcess:
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -176,37 +223,36 @@ def parse_events(text: str) -> list[Event]:
 class Response:
     """A response read off a raw socket: status, fields in lower case, body without framing, whether it ended well."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, bodiless: bool = False) -> None:
         head = client.read_until(b"\r\n\r\n").decode("latin-1")
         status_line, *lines = head.rstrip("\r\n").split("\r\n")
         self.version, status, self.reason = status_line.split(" ", 2)
         self.status = int(status)
         self.fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        self.complete = False
+        self.complete = self._bodiless = bodiless or self.status in (100, 204)
         self._client = client
         self.body = b""
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it comes; `complete` is True after its proper end."""
-        client = self._client
-        if self.fields.get("transfer-encoding") == "chunked":
-            try:
-                while size := int(client.read_until(b"\r\n"), 16):
-                    data = client.read(size + 2)[:-2]
-                    self.body += data
-                    yield data
-                self.complete = client.read(2) == b"\r\n"
-            except EOFError:
-                return
-        elif "content-length" in self.fields:
-            self.body = client.read(int(self.fields["content-length"]))
-            self.complete = True
-            yield self.body
-        elif self.status != 204:
-            while data := client.read_some():
+        read = self._framed() if "transfer-encoding" in self.fields else self._unframed()
+        with contextlib.suppress(EOFError, ConnectionResetError):  # then it is not complete
+            for data in () if self._bodiless else read:
                 self.body += data
                 yield data
             self.complete = True
+
+    def _framed(self) -> Iterator[bytes]:
+        while size := int(self._client.read_until(b"\r\n"), 16):
+            yield self._client.read(size + 2)[:-2]
+        assert self._client.read(2) == b"\r\n"
+
+    def _unframed(self) -> Iterator[bytes]:
+        if "content-length" in self.fields:
+            yield self._client.read(int(self.fields["content-length"]))
+        else:
+            while data := self._client.read_some():
+                yield data
 
     def read(self) -> Response:
         for _ in self.chunks():
@@ -247,7 +293,7 @@ class Client:
     ) -> Response:
         """Send a request; return its response, of which only the head is read yet."""
         self.send(request_bytes(method, target, body, fields, version))
-        return Response(self)
+        return Response(self, bodiless=method == "HEAD")
 
     def read_some(self) -> bytes:
         if self._buffer:
@@ -297,3 +343,24 @@ def ask(
 
 class TestCase(unittest.TestCase):
     maxDiff = None
+
+    def serve(self, infer: Callable[..., Any], *args: Any, **settings: Any) -> Server:
+        """Serve as `serving` does, until the test is over."""
+        context = serving(infer, *args, **settings)
+        self.addCleanup(context.__exit__, None, None, None)
+        return context.__enter__()
+
+
+class SharedServer(TestCase):
+    """Tests that leave nothing behind share one server: of `words`, unless a subclass wants another."""
+
+    server: Server
+    port: int
+    settings: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        context = serving(words, **cls.settings)
+        cls.server = context.__enter__()
+        cls.addClassCleanup(context.__exit__, None, None, None)
+        cls.port = cls.server.port

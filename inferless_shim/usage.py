@@ -1,0 +1,58 @@
+"""How to call what runs here: a curl line that works when pasted, and the plain page at `/`. No I/O."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from .service import Service
+
+# A terminal still takes this much in one pasted line; public schemas hold examples of a megabyte.
+MAX_PASTED = 4000
+EXAMPLES = (
+    "import json, input_schema; "
+    'print(json.dumps({n: d["example"] for n, d in input_schema.INPUT_SCHEMA.items() if d.get("example")}))'
+)
+
+
+def curl_line(service: Service, base: str, *, local: bool = True) -> str:
+    """Write a curl command, made of the schema's own examples, that works when pasted into a shell.
+
+    Examples too large to paste are read from the app's folder, which only a `local` user has.
+    """
+    body = json.dumps(service.app.schema.example(), ensure_ascii=False)
+    curl = f"curl -N {shlex.quote(base + '/infer')} -d "
+    if len(body) <= MAX_PASTED:
+        return curl + shlex.quote(body)
+    if not local:
+        return curl + "@request.json"
+    return f"(cd {shlex.quote(str(service.app.folder))} && python3 -c {shlex.quote(EXAMPLES)}) | {curl}@-"
+
+
+def page(service: Service, base: str) -> str:
+    """Say what runs here and how to call it."""
+    app = service.app
+    kind = "a stream of Server-Sent Events" if app.streaming else "JSON"
+    inputs = "\n".join(
+        f"  {each.name:<20} {each.datatype:<8} shape {list(each.shape)}  {'required' if each.required else 'optional'}"
+        for each in app.schema.inputs.values()
+    )
+    return f"""{app.name} is {service.phase.value}. It answers with {kind}.
+
+Inputs:
+{inputs}
+
+Try it:
+  {curl_line(service, base, local=False)}
+
+Routes:
+  POST /infer                               inputs as JSON
+  GET  /infer?NAME=value                    the same from a browser's EventSource
+  GET  /streams/<id>                        follow or replay a stream; DELETE cancels it
+  POST /v2/models/{app.name}/infer           Inference Protocol v2
+  POST /v2/models/{app.name}/generate        one JSON answer
+  POST /v2/models/{app.name}/generate_stream a stream
+  GET  /v2/health/live, /v2/health/ready, /v2, /v2/models/{app.name}
+
+A stream that was cut goes on where it stopped: send the last id back as the Last-Event-ID header.
+"""
