@@ -78,7 +78,7 @@ $(INSTALLED)-$(subst /,-,$(MODEL)): $(wildcard $(MODEL)/requirements*.txt)
 
 # A model's packages, and what it asks to be installed without the packages that those ask for.
 $(INSTALLED)-%: | $(PY)
-	@sed -n 's/^# Download: /download: /p' $(MODEL)/requirements.txt
+	@sed -n 's/^# Download: /download: /p' $(MODEL)/requirements.txt 2>/dev/null || true
 	if [ -e $(MODEL)/requirements.txt ]; then $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(MODEL)/requirements.txt; fi
 	if [ -e $(MODEL)/requirements-no-deps.txt ]; then $(PIP) --no-deps -r $(MODEL)/requirements-no-deps.txt; fi
 	@touch $@

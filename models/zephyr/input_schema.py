@@ -1,0 +1,4 @@
+INPUT_SCHEMA = {
+    "TEXT": {"datatype": "STRING", "required": True, "shape": [1], "example": ["How to make an omelette"]},
+}
+IS_STREAMING_OUTPUT = True
