@@ -17,17 +17,29 @@ from typing import Any
 
 KIB, MIB = 1024, 1024 * 1024
 TIME_UNITS = {"": 1.0, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-SIZE_UNITS = {"": 1, "b": 1, "k": KIB, "m": MIB, "g": 1024 * MIB}
-NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+SIZE_UNITS = {"": 1, "b": 1, "k": KIB, "kib": KIB, "m": MIB, "mib": MIB, "g": 1024 * MIB, "gib": 1024 * MIB}
+# 11 days: the kernel takes a connection's timeout in milliseconds of 31 bits, which is 24.
+LONGEST_TIME = 1_000_000
+LARGEST_SIZE = 2**50
+NUMBER_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 ENVIRONMENT_PREFIX = "SHIM_"
+
+
+def quantity(text: str, units: Mapping[str, float]) -> float | None:
+    """Read a number and its unit; None if it is not that."""
+    match = NUMBER_AND_UNIT.fullmatch(text.strip())
+    unit = units.get(match[2].lower()) if match else None
+    return float(match[1]) * unit if match and unit else None
 
 
 def seconds(text: str) -> float:
     """Read a time: `30`, `0.5`, `500ms`, `2m`, `1h`. Raises ValueError with what is accepted."""
-    match = NUMBER_AND_UNIT.fullmatch(text.strip())
-    if not match or match[2].lower() not in TIME_UNITS:
+    time = quantity(text, TIME_UNITS)
+    if time is None:
         raise ValueError(f"{text!r} is not a time; write seconds (30, 0.5) or a number with ms, s, m or h (500ms)")
-    return float(match[1]) * TIME_UNITS[match[2].lower()]
+    if time > LONGEST_TIME:
+        raise ValueError(f"{text[:30]!r} is too long; at most {LONGEST_TIME} seconds (11 days) are taken")
+    return time
 
 
 def positive_seconds(text: str) -> float:
@@ -40,11 +52,12 @@ def positive_seconds(text: str) -> float:
 
 def size(text: str) -> int:
     """Read a size: `4096`, `64K`, `4M`, `1G` (powers of 1,024). Raises ValueError with what is accepted."""
-    match = NUMBER_AND_UNIT.fullmatch(text.strip())
-    unit = match[2].lower().removesuffix("ib") if match else ""
-    if not match or unit not in SIZE_UNITS:
+    found = quantity(text, SIZE_UNITS)
+    if found is None:
         raise ValueError(f"{text!r} is not a size; write bytes or a number with K, M or G (4M is 4 MiB)")
-    return math.ceil(float(match[1]) * SIZE_UNITS[unit])
+    if found > LARGEST_SIZE:
+        raise ValueError(f"{text[:30]!r} is too large; nobody has that much memory")
+    return math.ceil(found)
 
 
 def count(text: str) -> int:
@@ -87,9 +100,14 @@ def origins(text: str) -> tuple[str, ...]:
     return found
 
 
-def existing_path(text: str) -> Path:
-    """Read a path, resolved now: the working directory becomes the app's folder later."""
-    return Path(text).expanduser().resolve()
+def resolved_path(text: str) -> Path:
+    """Read a path, resolved now: the working directory becomes the app's folder later. Raises ValueError."""
+    if not text:
+        raise ValueError("'' names no folder; write the path of the one that holds app.py")
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # nobody's home; links in a circle
+        raise ValueError(f"{text!r} names no folder: {error}") from None
 
 
 def name(text: str) -> str:
@@ -107,7 +125,7 @@ def setting(default: Any, read: Callable[[str], Any], group: str, metavar: str, 
 class Settings:
     """What the server runs with. The comments say why the default is what it is."""
 
-    model: Path = setting(Path("."), existing_path, "app", "DIR", "the app's folder: app.py and input_schema.py")
+    model: Path = setting(Path("."), resolved_path, "app", "DIR", "the app's folder: app.py and input_schema.py")
     # None: the folder's own name.
     name: str | None = setting(None, name, "app", "NAME", "the model's name in URLs and answers (the folder's name)")
     # Some public apps break Inferless's own rule on streaming inputs and run all the same.
@@ -118,7 +136,7 @@ class Settings:
     # Whoever runs a model on a laptop does not expect the café to use it.
     host: str = setting("127.0.0.1", str, "network", "ADDRESS", "address to listen on; :: is every address")
     port: int = setting(8000, port, "network", "N", "port to listen on; 0 lets the system choose one and prints it")
-    cors: tuple[str, ...] = setting((), origins, "network", "ORIGIN,…", "web origins that may call from their pages")
+    cors: tuple[str, ...] = setting((), origins, "network", "ORIGINS", "web origins that may call from their pages")
     # One thread each; past it a connection is told 503 and closed.
     max_connections: int = setting(1024, at_least_one, "network", "N", "connections at once")
     # An API's base64 image fits; nothing a schema allows needs more.
@@ -138,7 +156,7 @@ class Settings:
     stuck_grace: float = setting(
         10.0, seconds, "running", "S", "how long a cancelled or late infer, or a thread it left, may go on"
     )
-    # Shorter than the 30 s of grace that most supervisors give after SIGTERM, with time left for finalize().
+    # What Kubernetes gives after SIGTERM; a supervisor that gives less wants less here.
     drain: float = setting(30.0, seconds, "running", "S", "how long running streams may finish after SIGTERM")
 
     # Proxies and browsers give up on a silent connection after 30 to 60 s.
@@ -164,8 +182,10 @@ GROUPS = {
     "streams": "streams",
 }
 DESCRIPTION = "Serve an Inferless app: JSON in, resumable Server-Sent Events out."
-EPILOG = """Every flag is also an environment variable: --infer-timeout is SHIM_INFER_TIMEOUT. A flag wins.
-Times are seconds, or a number with ms, s, m, h. Sizes are bytes, or a number with K, M, G (4M is 4 MiB)."""
+EPILOG = """\
+Every flag is also an environment variable: --infer-timeout is
+SHIM_INFER_TIMEOUT. A flag wins. Times are seconds, or a number with
+ms, s, m, h. Sizes are bytes, or a number with K, M, G (4M is 4 MiB)."""
 
 
 def flag(field_name: str) -> str:

@@ -9,6 +9,24 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import deque
+
+# Frames lie in blocks, and the oldest block is forgotten as a whole. One long buffer would be moved as it grows, and
+# malloc, which several threads have arenas of, keeps the holes: measured, twice the cap.
+BLOCK_SIZE = 64 * 1024
+BLOCKS = 8  # at least, in a log that is full
+
+
+class Block:
+    """Frames one after the other, from event `first` on, whose bytes start at position `start`."""
+
+    __slots__ = ("ends", "first", "frames", "start")
+
+    def __init__(self, first: int, start: int) -> None:
+        self.first = first
+        self.start = start
+        self.frames = bytearray()
+        self.ends = array("I")  # where each frame ends, counted from `start`
 
 
 class EventLog:
@@ -16,40 +34,40 @@ class EventLog:
 
     def __init__(self, cap: int) -> None:
         self.cap = cap
-        self.start = 0
         self.end = 0
-        self.first = 1
         self.last = 0
-        self._frames = bytearray()
-        self._ends = array("Q")  # where the frames of events first … last end
+        self._blocks = deque([Block(1, 0)])
 
     def __len__(self) -> int:
-        """Return how many bytes are kept."""
+        """Return how many bytes of frames are kept."""
         return self.end - self.start
+
+    @property
+    def start(self) -> int:
+        """The position of the first byte kept."""
+        return self._blocks[0].start
+
+    @property
+    def first(self) -> int:
+        """The number of the first event kept; `last + 1` if there is none."""
+        return self._blocks[0].first
 
     def append(self, frame: bytes) -> None:
         """Add the frame of event `last + 1`; forget the oldest events past the cap."""
-        self._frames += frame
+        block = self._blocks[-1]
+        if len(block.frames) + len(frame) > BLOCK_SIZE or len(block.frames) >= self.cap // BLOCKS:
+            block = self._next_block(block)
+        block.frames += frame
+        block.ends.append(len(block.frames))
         self.end += len(frame)
         self.last += 1
-        self._ends.append(self.end)
-        if self.end - self.start > self.cap:
+        if self.end - self._blocks[0].start > self.cap:
             self.trim()
 
     def trim(self) -> None:
-        """Forget the oldest events, and a stride more, until the cap holds or only the newest is left.
-
-        The stride of an eighth: cutting one event each time would move the whole table of ends at every append.
-        """
-        room = self.cap - self.cap // 8
-        oldest_kept = min(bisect_right(self._ends, self.end - room - 1) + 1, len(self._ends) - 1)
-        if len(self) <= self.cap or oldest_kept <= 0:
-            return
-        start = self._ends[oldest_kept - 1]
-        del self._frames[: start - self.start]
-        del self._ends[:oldest_kept]
-        self.start = start
-        self.first += oldest_kept
+        """Forget the oldest blocks until the cap holds or only the newest is left."""
+        while len(self) > self.cap and len(self._blocks) > 1:
+            self._blocks.popleft()
 
     def position_after(self, number: int) -> int | None:
         """Return where event `number` ends (0: where the stream starts); None if what follows it is forgotten.
@@ -60,12 +78,20 @@ class EventLog:
             raise IndexError(f"event {number} is not written yet")
         if number < self.first - 1:
             return None
-        return self.start if number == self.first - 1 else self._ends[number - self.first]
+        if number == self.first - 1:
+            return self.start
+        block = self._blocks[bisect_right(self._blocks, number, key=lambda block: block.first) - 1]
+        return block.start + block.ends[number - block.first]
 
-    def read(self, position: int, limit: int) -> bytearray:
+    def read(self, position: int, limit: int) -> bytes | bytearray:
         """Copy at most `limit` bytes from `position`, which must be kept."""
-        offset = position - self.start
-        return self._frames[offset : offset + limit]
+        index = self._block_at(position)
+        block = self._blocks[index]
+        offset = position - block.start
+        data = block.frames[offset : offset + limit]
+        while len(data) < limit and (index := index + 1) < len(self._blocks):
+            data += self._blocks[index].frames[: limit - len(data)]
+        return data
 
     def read_payloads(self, position: int, limit: int) -> tuple[bytes, int]:
         """Copy whole events without chunk framing until `limit` bytes are reached; return them and where they end.
@@ -73,10 +99,24 @@ class EventLog:
         `position` must be the end of an event. For HTTP/1.0, which has no chunks.
         """
         payloads = bytearray()
-        index = bisect_right(self._ends, position)
-        while index < len(self._ends) and len(payloads) < limit:
-            end = self._ends[index]
-            frame = self._frames[position - self.start : end - self.start]
-            payloads += frame[frame.index(b"\r\n") + 2 : -2]
-            position, index = end, index + 1
+        while position < self.end and len(payloads) < limit:
+            block = self._blocks[self._block_at(position)]
+            begin = position - block.start
+            for end in block.ends[bisect_right(block.ends, begin) :]:
+                payload = block.frames.index(b"\r\n", begin) + 2
+                payloads += block.frames[payload : end - 2]
+                begin = end
+                if len(payloads) >= limit:
+                    break
+            position = block.start + begin
         return bytes(payloads), position
+
+    def _next_block(self, block: Block) -> Block:
+        if block.frames:
+            block = Block(self.last + 1, self.end)
+            self._blocks.append(block)
+        return block
+
+    def _block_at(self, position: int) -> int:
+        """Return the index of the block that holds the byte at `position`; the last one for the log's end."""
+        return bisect_right(self._blocks, position, key=lambda block: block.start) - 1

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .config import Settings
@@ -19,6 +21,8 @@ from .stream import Stream
 # How many forgotten ids are still answered 410 rather than 404: 1 MB of ids.
 FORGOTTEN_KEPT = 10_000
 MAX_IDEMPOTENCY_KEY = 255
+# How long a new stream waits for the client that asked for it, which attaches at once, even where linger is shorter.
+FIRST_FOLLOWER = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Store:
         self.lock = threading.Lock()
         self._streams: dict[str, Stream] = {}  # in the order of creation
         self._keys: dict[str, tuple[IdempotencyKey, Stream]] = {}
+        self._key_of: dict[str, str] = {}  # stream id -> value of its key
+        self._by_end: deque[str] = deque()  # ids of ended streams, the oldest end first
         self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._leaving: weakref.WeakSet[Stream] = weakref.WeakSet()  # forgotten, but somebody still reads them
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -69,10 +76,17 @@ class Store:
                 if known is not None:
                     return known, False
             if len(self._streams) >= self.settings.max_streams:
-                self._forget_oldest_ended()
+                oldest = self._oldest_ended()
+                if oldest is None:
+                    raise Unavailable(
+                        f"All {self.settings.max_streams} streams are running; try again shortly "
+                        "(--max-streams bounds them)."
+                    )
+                self._forget(oldest)
             self._streams[stream.id] = stream
             if key is not None:
                 self._keys[key.value] = (key, stream)
+                self._key_of[stream.id] = key.value
         return stream, True
 
     def find(self, key: IdempotencyKey) -> Stream | None:
@@ -109,23 +123,36 @@ class Store:
         with self.lock:
             streams = list(self._streams.values())
         for stream in streams:
-            unfollowed = stream.unfollowed
-            if stream.is_open and unfollowed is not None and now - unfollowed >= self.settings.linger:
-                stream.fail("cancelled", "Nobody followed the stream any more, so it was cancelled.")
+            linger = self.settings.linger if stream.followed else max(self.settings.linger, FIRST_FOLLOWER)
+            if stream.is_open and stream.unfollowed_since(now - linger):
+                message = "Nobody followed the stream any more, so it was cancelled."
+                stream.fail("cancelled", message, if_unfollowed_since=now - linger)
         with self.lock:
             for stream in streams:
                 if stream.ended is not None and now - stream.ended >= self.settings.retention:
                     self._forget(stream)
-            total = self._hold_total()
-        if total > self.settings.log_total:
-            self._shrink_running()
+        self._hold_total()
 
-    def _shrink_running(self) -> None:
-        """Give each running stream its share of the total: all that is kept are running streams now."""
-        running = self.running()
-        share = self.settings.log_total // max(1, len(running))
-        for stream in running:
-            stream.shrink(share)
+    def _hold_total(self) -> None:
+        """Keep within `--log-total`: first goes what is forgotten but still read, then what ended, the oldest first.
+
+        If what runs is too much by itself, the longest logs lose their beginning.
+        """
+        with self.lock:
+            total = sum(stream.kept for stream in self._streams.values())
+            leaving = list(self._leaving)
+            if total + sum(stream.kept for stream in leaving) <= self.settings.log_total:
+                return
+            while total > self.settings.log_total and (oldest := self._oldest_ended()) is not None:
+                total -= oldest.kept
+                self._forget(oldest)
+            running = list(self._streams.values())
+        for stream in leaving:
+            stream.shrink(0)
+        if total > self.settings.log_total:
+            largest = level((stream.kept for stream in running), self.settings.log_total)
+            for stream in running:
+                stream.shrink(largest)
 
     # ---- Needs self.lock
 
@@ -139,36 +166,37 @@ class Store:
             )
         return known[1]
 
-    def _hold_total(self) -> int:
-        """Forget ended streams, the oldest first, until the total holds; return the total."""
-        total = sum(stream.kept for stream in self._streams.values())
-        if total > self.settings.log_total:
-            for stream in self._ended():
-                total -= stream.kept
-                self._forget(stream)
-                if total <= self.settings.log_total:
-                    break
-        return total
+    def _oldest_ended(self) -> Stream | None:
+        """Return the stream that ended first of all that are kept; None if all are running.
 
-    def _forget_oldest_ended(self) -> None:
-        for stream in self._ended():
-            self._forget(stream)
-            return
-        raise Unavailable(
-            f"All {self.settings.max_streams} streams are running; try again shortly (--max-streams bounds them)."
-        )
-
-    def _ended(self) -> list[Stream]:
-        """Return the ended streams, the oldest end first."""
-        ended = [(stream.ended, stream.id, stream) for stream in self._streams.values() if stream.ended is not None]
-        return [stream for _, _, stream in sorted(ended)]
+        The queue is filled only when it is used up: what ends later than all in it comes after them anyway.
+        """
+        while self._by_end and self._by_end[0] not in self._streams:
+            self._by_end.popleft()
+        if not self._by_end:
+            ended = [(each.ended, each.id) for each in self._streams.values() if each.ended is not None]
+            self._by_end.extend(stream_id for _, stream_id in sorted(ended))
+        return self._streams[self._by_end[0]] if self._by_end else None
 
     def _forget(self, stream: Stream) -> None:
         if self._streams.pop(stream.id, None) is None:
             return
-        for value in [value for value, (_, known) in self._keys.items() if known is stream]:
+        self._leaving.add(stream)
+        value = self._key_of.pop(stream.id, None)
+        if value is not None:
             del self._keys[value]
         if stream.dialect is not None:  # no client was ever told the id of an answer
             self._forgotten[stream.id] = None
         while len(self._forgotten) > FORGOTTEN_KEPT:
             self._forgotten.popitem(last=False)
+
+
+def level(sizes: Iterable[int], room: int) -> int:
+    """Return what the largest of `sizes` must be cut down to so that all fit into `room`."""
+    ascending = sorted(sizes)
+    for index, size in enumerate(ascending):
+        share = room // (len(ascending) - index)
+        if size > share:
+            return share
+        room -= size
+    return ascending[-1] if ascending else room

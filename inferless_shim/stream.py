@@ -21,6 +21,11 @@ from .outputs import Dialect
 
 # What one send may take under the lock: as much as a stream's socket buffers (SO_SNDBUF).
 READ_SIZE = 64 * 1024
+# A stream hurries when this many events in a row came less than this far apart. Its events then go out together, when
+# they fill a batch or the last send was a while ago; whatever is held back when the producer pauses is sent by the
+# handler threads, which look again and again meanwhile. One send costs as much as making three events.
+HURRY_EVENTS, HURRY_INTERVAL = 8, 0.002
+BATCH_SIZE, BATCH_TIME = 16 * 1024, 0.001
 
 
 class Cancelled(BaseException):
@@ -94,6 +99,9 @@ class Stream:
         self.failure: tuple[str, str] | None = None  # code and sentence, once FAILED or CANCELLED
         self._subscribers: set[Subscriber] = set()
         self._ready: set[Subscriber] = set()  # those that the next event goes to, or that it wakes
+        self._hurry = 0  # how many events in a row came fast
+        self._held = 0  # bytes in the log that were held back from those who are ready
+        self._sent = self.created  # when the producing thread sent last
         self._prefix = b"id: %b-" % self.id.encode()
         self._retry = sse.retry(retry)
 
@@ -101,10 +109,27 @@ class Stream:
     def is_open(self) -> bool:
         return self.state is State.OPEN
 
+    def unfollowed_since(self, moment: float) -> bool:
+        """Whether it has had nobody to run for since then (a time of `time.monotonic`)."""
+        unfollowed = self.unfollowed  # read once: somebody may attach meanwhile
+        return unfollowed is not None and unfollowed <= moment
+
     @property
     def kept(self) -> int:
-        """How many bytes it keeps in memory."""
-        return len(self.log) + len(self.answer)
+        """How many bytes it keeps in memory. Any thread, without the lock."""
+        start = self.log.start  # before the end, which only moves up: else a fast producer makes it less than nothing
+        return self.log.end - start + len(self.answer)
+
+    @property
+    def hurries(self) -> bool:
+        """Whether something is held back, or may be at once: then a handler thread must look again by itself.
+
+        Once this is False nothing is held back before the eighth event of a fast row, which wakes those who are ready:
+        an event that comes after more than HURRY_INTERVAL begins a new row.
+        """
+        with self.lock:
+            fast = self._hurry >= HURRY_EVENTS and time.monotonic() - self.appended < HURRY_INTERVAL * 2
+            return fast or self._held > 0
 
     # ---- The producing thread
 
@@ -138,11 +163,16 @@ class Stream:
                     self._end(State.FINISHED, lines)
                     return True
 
-    def fail(self, code: str, message: str) -> bool:
-        """End the stream with an error event. Return False if it had ended before. Any thread may call it."""
+    def fail(self, code: str, message: str, *, if_unfollowed_since: float | None = None) -> bool:
+        """End the stream with an error event. Any thread may call it.
+
+        Return False if it had ended before, or somebody has followed it after `if_unfollowed_since`.
+        """
         lines = self.dialect.error(code, message) if self.dialect else None
         with self.lock:
             if self.state is not State.OPEN:
+                return False
+            if if_unfollowed_since is not None and not self.unfollowed_since(if_unfollowed_since):
                 return False
             self.failure = (code, message)
             self._end(State.CANCELLED if code == "cancelled" else State.FAILED, lines)
@@ -179,10 +209,11 @@ class Stream:
     def detach(self, subscriber: Subscriber) -> None:
         """Stop following. After this nothing is sent to the subscriber, and its socket may be closed."""
         with self.lock:
-            self._subscribers.discard(subscriber)
-            self._ready.discard(subscriber)
-            if not self._subscribers:
-                self.unfollowed = time.monotonic()
+            if subscriber in self._subscribers:
+                self._subscribers.remove(subscriber)
+                self._ready.discard(subscriber)
+                if not self._subscribers:
+                    self.unfollowed = time.monotonic()
 
     def advance(self, subscriber: Subscriber) -> Progress:
         """Send once, from where the subscriber is, and say what to do next."""
@@ -204,35 +235,50 @@ class Stream:
     # ---- Needs self.lock
 
     def _check_open(self) -> None:
+        if self.state is State.OPEN:
+            return
         if self.state is State.FINISHED:
             raise RuntimeError("send_streamed_output was called after finalise_streamed_output")
-        if self.state is not State.OPEN:
-            raise Cancelled
+        raise Cancelled
 
     def _append(self, lines: bytes) -> None:
         assert self.lock.locked()
-        number = b"%d\n" % (self.log.last + 1)
-        if not self.log.last:
+        log = self.log
+        if not log.last:
             lines = self._retry + lines
-        size = len(self._prefix) + len(number) + len(lines)
-        frame = b"%x\r\n%b%b%b\r\n" % (size, self._prefix, number, lines)
-        self.log.append(frame)
-        self.appended = time.monotonic()
+        event = b"%b%d\n%b" % (self._prefix, log.last + 1, lines)
+        frame = b"%x\r\n%b\r\n" % (len(event), event)
+        if self._held and len(log) + len(frame) > log.cap:
+            # What a ready subscriber misses must be out before it is forgotten.
+            self._send_to_ready()
+        log.append(frame)
+        now = time.monotonic()
+        self._hurry = self._hurry + 1 if now - self.appended < HURRY_INTERVAL else 0
+        self.appended = now
         if self._ready:
-            self._send_to_ready(frame)
+            self._held += len(frame)
+            if self._hurry < HURRY_EVENTS or self._held >= BATCH_SIZE or now - self._sent >= BATCH_TIME:
+                self._send_to_ready(frame)
+                self._sent = now
+            if self._hurry == HURRY_EVENTS:
+                for subscriber in self._ready:
+                    subscriber.wake()  # to look again by itself from now on
 
-    def _send_to_ready(self, frame: bytes) -> None:
-        behind = []
-        for subscriber in self._ready:
-            if subscriber.pulled or not self._send_whole(subscriber, frame):
-                behind.append(subscriber)
+    def _send_to_ready(self, newest: bytes = b"") -> None:
+        behind = [each for each in self._ready if each.pulled or not self._send_all(each, newest)]
         for subscriber in behind:
             self._ready.discard(subscriber)
             subscriber.wake()
+        self._held = 0
 
-    def _send_whole(self, subscriber: Subscriber, frame: bytes) -> bool:
+    def _send_all(self, subscriber: Subscriber, newest: bytes) -> bool:
+        """Send what a ready subscriber misses: the newest frame, and what was held back before it."""
+        missing = self.log.end - subscriber.position
+        if not missing:  # its own thread was faster
+            return True
+        data = newest if missing == len(newest) else self.log.read(subscriber.position, READ_SIZE)
         try:
-            sent = subscriber.send(frame)
+            sent = subscriber.send(data)
         except BlockingIOError:
             return False
         except OSError:
@@ -240,13 +286,14 @@ class Stream:
             subscriber.broken = True
             return False
         subscriber.position += sent
-        return sent == len(frame)
+        return sent == missing
 
     def _end(self, state: State, lines: bytes | None) -> None:
         if lines is not None:
             self._append(lines)
         self.state = state
         self.ended = time.monotonic()
+        self._ready.clear()  # no heartbeat comes after the last event
         for subscriber in self._subscribers:
             subscriber.wake()
 
@@ -273,14 +320,19 @@ class Stream:
             return Progress.OVERRUN
         data: bytes | bytearray = subscriber.pending or self._read(subscriber)
         if not data:
-            if self.is_open:
-                self._ready.add(subscriber)
-            return Progress.CAUGHT_UP if self.is_open else Progress.ENDED
+            if not self.is_open:
+                return Progress.ENDED
+            self._ready.add(subscriber)
+            if self._held and all(each.position == self.log.end for each in self._ready):
+                self._held = 0  # the handler threads were faster
+            return Progress.CAUGHT_UP
+        self._ready.discard(subscriber)  # it was, if this was held back from it
         try:
             sent = subscriber.send(data)
         except BlockingIOError:
             return Progress.LAGGING
         except OSError:
+            subscriber.broken = True
             return Progress.BROKEN
         if subscriber.pending:
             subscriber.pending = subscriber.pending[sent:]

@@ -1,0 +1,147 @@
+"""DESIGN.md's laws about who may import whom and what, read off the sources with `ast`; nothing is imported here."""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "inferless_shim"
+
+# Imports point up this list. Each module may import those before it, and no other of ours.
+# fmt: off
+ORDER = [
+    "errors", "config", "sse", "outputs", "strictjson", "schema", "protocol", "http1", "eventlog", "stream", "store",
+    "job", "loader", "isolation", "engine", "service", "usage", "routes", "follow", "handler", "app", "sdk", "cli",
+]
+# fmt: on
+NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server", "asyncio.streams"}
+THREADS = {"threading", "_thread"}
+MAY_USE_NETWORK = {"follow", "handler", "app"}
+MAY_USE_THREADS = {"stream", "store", "isolation", "engine", "app", "sdk", "cli"}
+MAY_PRINT = {"cli"}
+MAY_IMPORT_EXTRAS = {"loader", "cli"}
+# A module that wants to pass 300 lines is missing a noun (ten are grace). Reasons and promises are free: code counts.
+MAX_CODE_LINES = 310
+# Longer ones say in a docstring what they are for; shorter ones may be as plain as their names.
+MAX_SILENT_FUNCTION, MAX_SILENT_CLASS = 20, 6
+
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the full name of everything imported, anywhere in a module; what is ours begins with a dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * min(node.level, 1) + (node.module or "")
+            yield base
+            yield from (f"{base}.{alias.name}".replace("..", ".") for alias in node.names)
+
+
+def ours(name: str) -> str | None:
+    """Return the module of ours that an imported name begins with; None if it is not ours, or only the package."""
+    name = name.replace(PACKAGE.name, "", 1) if name.split(".")[0] == PACKAGE.name else name
+    return name.split(".")[1] if name.startswith(".") and len(name) > 1 else None
+
+
+def definitions(node: ast.AST) -> Iterator[Definition]:
+    """Yield all public classes, functions and methods, however deep in classes, but not what is inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not child.name.startswith("_"):
+            yield child
+        if isinstance(child, ast.ClassDef):
+            yield from definitions(child)
+
+
+def code_lines(path: Path) -> int:
+    """Count the lines that hold code: no blank lines, comments, docstrings."""
+    texts = {
+        line
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, (node.end_lineno or 0) + 1)
+    }
+    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    code = {line for token in tokens if token.type not in empty for line in range(token.start[0], token.end[0] + 1)}
+    return len(code - texts)
+
+
+class Architecture(unittest.TestCase):
+    def setUp(self) -> None:
+        self.trees = {name: parse(PACKAGE / f"{name}.py") for name in ORDER if (PACKAGE / f"{name}.py").exists()}
+
+    def test_every_module_has_its_place(self) -> None:
+        """The list above is complete: a new module is put where its imports allow it."""
+        there = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+        self.assertEqual(there, set(ORDER))
+        self.assertEqual(len(ORDER), len(set(ORDER)))
+
+    def test_imports_point_up(self) -> None:
+        """A module imports only modules above it, so that there are no cycles; the package itself imports nothing."""
+        for place, name in enumerate(ORDER):
+            with self.subTest(name):
+                found = {ours(each) for each in imports(self.trees[name])} & set(ORDER)
+                self.assertEqual(found - set(ORDER[:place]), set())
+        self.assertEqual(list(imports(parse(PACKAGE / "__init__.py"))), [])
+
+    def test_standard_library_alone(self) -> None:
+        """The core needs nothing but Python; cli and loader alone import extras, and models know nothing of us."""
+        for name, tree in self.trees.items():
+            with self.subTest(name):
+                foreign = {each.split(".")[0] for each in imports(tree)} - {"", PACKAGE.name}
+                self.assertEqual(foreign - sys.stdlib_module_names, set())
+                if name not in MAY_IMPORT_EXTRAS:
+                    self.assertNotIn("extras", {ours(each) for each in imports(tree)})
+        for path in (ROOT / "models").glob("*/*.py"):
+            with self.subTest(path.relative_to(ROOT)):
+                self.assertNotIn(PACKAGE.name, {each.split(".")[0] for each in imports(parse(path))})
+
+    def test_who_may_use_what(self) -> None:
+        """Sockets, threads and `print` are where DESIGN.md says; everything else can be tested without them."""
+        for name, tree in self.trees.items():
+            with self.subTest(name):
+                found = {each for each in imports(tree) if not each.startswith(".")}
+                if name not in MAY_USE_NETWORK:
+                    self.assertEqual(found & NETWORK, set())
+                if name not in MAY_USE_THREADS:
+                    self.assertEqual(found & THREADS, set())
+                if name not in MAY_PRINT:
+                    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+                    self.assertNotIn("print", called)
+
+    def test_who_may_is_who_does(self) -> None:
+        """No leave is left over from a module that has no more use for it."""
+        for leave, things in ((MAY_USE_NETWORK, NETWORK), (MAY_USE_THREADS, THREADS)):
+            self.assertEqual({name for name in leave if things & set(imports(self.trees[name]))}, leave)
+
+    def test_size(self) -> None:
+        """No module holds much more than 300 lines of code."""
+        for name in ORDER:
+            with self.subTest(name):
+                self.assertLessEqual(code_lines(PACKAGE / f"{name}.py"), MAX_CODE_LINES)
+
+    def test_docstrings(self) -> None:
+        """Every module says what it is; so does every public class, function and method that is not plain by itself."""
+        for name, tree in self.trees.items():
+            self.assertTrue(ast.get_docstring(tree), name)
+            for node in definitions(tree):
+                with self.subTest(f"{name}.{node.name}"):
+                    length = (node.end_lineno or 0) - node.lineno + 1
+                    plain = length <= (MAX_SILENT_CLASS if isinstance(node, ast.ClassDef) else MAX_SILENT_FUNCTION)
+                    self.assertTrue(plain or ast.get_docstring(node), f"{length} lines without a word")
+
+
+if __name__ == "__main__":
+    unittest.main()
