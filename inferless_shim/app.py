@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -15,8 +16,10 @@ from typing import Any
 
 from .config import Settings
 from .errors import StartupError
-from .handler import Handler, busy_reply
+from .handler import Handler
+from .http1 import response_head
 from .loader import App
+from .outputs import encode
 from .routes import Routes
 from .service import Phase, Service
 
@@ -55,9 +58,9 @@ class Server(socketserver.TCPServer):
             found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.address_family = found[0][0]
             super().__init__(found[0][4][:2], Handler)  # type: ignore[arg-type]
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
             raise StartupError(
-                f"Cannot listen on {settings.host} port {settings.port}: {error.strerror or error}; "
+                f"Cannot listen on {settings.host} port {settings.port}: {getattr(error, 'strerror', error)}; "
                 "choose another with --host or --port (0 lets the system choose)."
             ) from None
 
@@ -68,11 +71,16 @@ class Server(socketserver.TCPServer):
         super().server_bind()
 
     @property
+    def port(self) -> int:
+        """The port it listens on, whoever chose it."""
+        return int(self.socket.getsockname()[1])
+
+    @property
     def url(self) -> str:
         """The address to call from this machine."""
-        host, port = str(self.socket.getsockname()[0]), self.socket.getsockname()[1]
+        host = str(self.socket.getsockname()[0])
         name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{name}:{port}"
+        return f"http://{name}:{self.port}"
 
     # ---- The accept thread
 
@@ -100,8 +108,9 @@ class Server(socketserver.TCPServer):
                 thread = threading.Thread(target=self._handle, args=(handler,), name="handler", daemon=True)
                 self._handlers[handler] = thread
         if full:
-            request.setblocking(False)
-            request.send(busy_reply())
+            with contextlib.suppress(OSError):  # it may have left again
+                request.setblocking(False)
+                request.send(busy_reply())
             self.shutdown_request(request)
             return
         try:
@@ -119,8 +128,11 @@ class Server(socketserver.TCPServer):
         now = time.monotonic()
         if now - self._swept >= TICK:
             self._swept = now
-            self.service.store.sweep(now)
-            self.service.engine.tick()
+            try:
+                self.service.store.sweep(now)
+                self.service.engine.tick()
+            except Exception:  # the accept thread must live on
+                log.exception("sweeping failed")
 
     # ---- A handler thread
 
@@ -130,8 +142,10 @@ class Server(socketserver.TCPServer):
         except Exception:
             log.exception("a connection failed")
         finally:
+            # In this order: what _end_waiting_connections finds is not closed, so no other connection's descriptor.
             with self._lock:
                 self._handlers.pop(handler, None)
+            handler.close()
 
     # ---- The main thread
 
@@ -151,21 +165,29 @@ class Server(socketserver.TCPServer):
         settings, service = self.service.settings, self.service
         service.phase = Phase.DRAINING
         log.info("draining: %d streams are running", len(service.store.running()))
-        self._end_idle_connections()
+        self._end_waiting_connections()
         wait_until(lambda: not service.engine.busy and not service.store.running(), settings.drain)
         for stream in service.store.running():
             stream.fail("shutting_down", "The server is shutting down; start a new request.")
+        self._end_waiting_connections(new=True)
         wait_until(lambda: not self._handlers, FLUSH_TIME)
         finalized = service.engine.stop(settings.stuck_grace)
         self.shutdown()
         self.server_close()
         return finalized
 
-    def _end_idle_connections(self) -> None:
+    def _end_waiting_connections(self, *, new: bool = False) -> None:
+        """End the connections that wait for a request; those that wait for their first one only if `new`."""
         with self._lock:
-            handlers = list(self._handlers)
-        for handler in handlers:
-            handler.end_if_idle()
+            for handler in self._handlers:
+                handler.end_if_waiting(new=new)
+
+
+def busy_reply() -> bytes:
+    """What a connection past the cap is told before it is closed."""
+    body = encode({"error": "Too many connections; try again shortly (--max-connections bounds them)."})
+    fields = [("Retry-After", "2"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    return response_head(503, [*fields, ("Connection", "close")]) + body
 
 
 def wait_until(condition: Any, timeout: float) -> bool:
@@ -182,13 +204,14 @@ def fit_descriptors(max_connections: int) -> int:
     """Raise the soft limit on descriptors to the hard one; return how many connections fit, and say if it is fewer."""
     if resource is None:
         return max_connections
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = max_connections * DESCRIPTORS_EACH + DESCRIPTORS_SPARE
-    limit = wanted if hard == resource.RLIM_INFINITY else hard
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    except (ValueError, OSError):
-        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # macOS refuses more than its kernel's own limit
+    if limit == resource.RLIM_INFINITY:
+        return max_connections
+    higher = max(limit, wanted) if hard == resource.RLIM_INFINITY else hard
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses more than its kernel's own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (higher, hard))
+        limit = higher
     fitting = max(1, (limit - DESCRIPTORS_SPARE) // DESCRIPTORS_EACH)
     if fitting < max_connections:
         log.warning("only %d connections at once: the limit of open files is %d (ulimit -n)", fitting, limit)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from types import FrameType
 
+from . import sdk
 from .app import Server
 from .config import read_settings
 from .errors import StartupError
 from .extras import awq
 from .loader import read_app
-from .routes import curl_line
+from .usage import curl_line
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +29,22 @@ class Signals:
     """SIGTERM and SIGINT: the first asks for a drain, the second ends the process at once, as one while loading."""
 
     def __init__(self) -> None:
-        self.stop = threading.Event()
         self.loading = True
+        self._told = False
+        # Not an Event: its `set` takes a lock that the main thread may hold when the signal interrupts it.
+        self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.loading or self.stop.is_set():
+        if self.loading or self._told:
             os._exit(128 + number)
-        self.stop.set()
+        self._told = True
+        self._asked.put(number)
+
+    def wait(self) -> None:
+        """Return when a drain is asked for."""
+        self._asked.get()
 
 
 class LoadingLine:
@@ -74,17 +84,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     signals = Signals()
     try:
+        sdk.install()
         app = read_app(settings)
         server = Server(settings, app)
         awq.install()
-        return serve(server, signals)
+        finalized = serve(server, signals)
     except StartupError as error:
         say(f"error: {error}")
-        return EXIT_STARTUP
+        return leave(EXIT_STARTUP)
+    return leave(0, stuck=not finalized)
 
 
-def serve(server: Server, signals: Signals) -> int:
-    """Load the app while the listener is up already, serve until a signal, drain. Raises StartupError."""
+def serve(server: Server, signals: Signals) -> bool:
+    """Load the app while the listener is up already, serve until a signal; return what `drain` does.
+
+    Raises StartupError.
+    """
     engine = server.service.engine
     line = LoadingLine(engine.app.name)
     server.start()
@@ -95,18 +110,19 @@ def serve(server: Server, signals: Signals) -> int:
     server.ready()
     say(f"{engine.app.name} is ready on {server.url} (loaded in {took:.1f} s)")
     say(f"try:  {curl_line(server.service, server.url)}")
-    signals.stop.wait()
+    signals.wait()
     finalized = server.drain()
     log.info("stopped")
-    leave_without_waiting(finalized)
-    return 0
+    return finalized
 
 
-def leave_without_waiting(finalized: bool) -> None:
-    """Exit here if a thread of the app's would keep the interpreter from ending."""
+def leave(status: int, *, stuck: bool = False) -> int:
+    """Return `status`, or exit with it here if a thread of the app's would keep the interpreter from ending."""
     left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
-    if left or not finalized:
+    if left or stuck:
         log.warning("leaving threads behind: %s", ", ".join(thread.name for thread in left) or "an infer that is stuck")
         logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            sys.stdout.flush()
+        os._exit(status)
+    return status

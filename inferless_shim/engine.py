@@ -7,20 +7,19 @@ lock is taken under it. The app is loaded on the first infer thread, the one tha
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import threading
 import time
-import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from typing import Any
 
 from . import isolation, outputs
 from .config import Settings
-from .errors import StartupError, Unavailable
+from .errors import ShimError, StartupError, Unavailable
 from .job import Job, StreamOutputHandler
-from .loader import App
+from .loader import App, close_event_loop, event_loop
 from .stream import Cancelled, Stream
 
 log = logging.getLogger(__name__)
@@ -31,8 +30,13 @@ class Slot:
 
     def __init__(self) -> None:
         self.job: Job | None = None
+        self.scope: isolation.Scope | None = None
         self.deadline: float | None = None
         self.stuck = False
+
+    def is_late(self, now: float, grace: float = 0.0) -> bool:
+        """Whether its job has run `grace` seconds longer than it may."""
+        return self.deadline is not None and now >= self.deadline + grace
 
 
 class Engine:
@@ -48,7 +52,8 @@ class Engine:
         self._slots = [Slot() for _ in range(settings.concurrency)]
         self._reserved = 0
         self._stopping = False
-        self._shared: isolation.SharedStreamers | None = None
+        self._others_ended = threading.Event()  # when stopping: `finalize` may run
+        self._streamers = isolation.Streamers()
         self._threads = [
             threading.Thread(target=self._serve, args=(slot, number), name=f"infer-{number}", daemon=True)
             for number, slot in enumerate(self._slots)
@@ -112,25 +117,36 @@ class Engine:
     def tick(self) -> None:
         """Fail what has run longer than `--infer-timeout`, and count slots that do not come back from it."""
         now = time.monotonic()
-        for slot in self._slots:
-            job, deadline = slot.job, slot.deadline
-            if job is None or deadline is None or now < deadline:
-                continue
+        with self.lock:
+            self._drop_ended()
+            late = [slot.job for slot in self._slots if slot.job is not None and slot.is_late(now)]
+            scopes = [slot.scope for slot in self._slots if slot.scope is not None]
+            lost = [slot for slot in self._slots if slot.is_late(now, self.settings.stuck_grace) and not slot.stuck]
+            for slot in lost:
+                slot.stuck = True
+        for job in late:
             if job.stream.is_open:
                 job.stream.fail("timeout", f"infer took longer than {self.settings.infer_timeout:g} s.")
-            if not slot.stuck and now >= deadline + self.settings.stuck_grace:
-                slot.stuck = True
-                log.error("infer did not end %g s after its timeout; its slot is lost", self.settings.stuck_grace)
+        for scope in scopes:
+            scope.rescue()
+        for _ in lost:
+            log.error("infer did not end %g s after its timeout; its slot is lost", self.settings.stuck_grace)
 
     def stop(self, timeout: float) -> bool:
-        """Run the app's `finalize` on its own thread; return False if a stuck infer keeps that from happening."""
+        """Run the app's `finalize` on its own thread once no other infer runs, or `timeout` is over.
+
+        Return False if an infer is stuck, or `finalize` takes longer than `timeout`.
+        """
         with self.lock:
             self._stopping = True
             self.lock.notify_all()
         deadline = time.monotonic() + timeout
-        for thread in self._threads:
+        for thread in self._threads[1:]:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        self._others_ended.set()
+        if self._threads[0].is_alive():
+            self._threads[0].join(timeout)
         return not any(thread.is_alive() for thread in self._threads)
 
     # ---- Needs self.lock
@@ -143,50 +159,65 @@ class Engine:
         return all(slot.stuck for slot in self._slots)
 
     def _next(self) -> Job | None:
-        """Take the first runnable job off the queue, and drop those whose stream has ended."""
-        self._queue[:] = [job for job in self._queue if job.stream.is_open]
+        """Take the first runnable job off the queue."""
+        self._drop_ended()
         for index, job in enumerate(self._queue):
             if job.runnable:
                 return self._queue.pop(index)
         return None
+
+    def _drop_ended(self) -> None:
+        """Drop the jobs whose stream has ended: their inputs may be large."""
+        self._queue[:] = [job for job in self._queue if job.stream.is_open]
 
     # ---- An infer thread
 
     def _serve(self, slot: Slot, number: int) -> None:
         if number == 0 and not self._load():
             return
-        loop = asyncio.new_event_loop() if is_async(self.app.instance.infer) else None
-        while (job := self._take(slot)) is not None:
-            self._run(slot, job, loop)
-        if loop is not None:
-            loop.close()
+        while self._run_next(slot):
+            pass
         if number == 0:
-            for thread in self._threads[1:]:
-                thread.join(self.settings.stuck_grace)
+            self._others_ended.wait()
             self.app.finalize()
+        close_event_loop()
 
     def _load(self) -> bool:
         try:
             self.app.load()
             holders = [self.app.instance, self.app.module]
             isolation.guard_all(holders)
-            self._shared = isolation.SharedStreamers(holders)
-            if self._shared and self.settings.concurrency > 1:
+            shared = isolation.shared_streamers(holders)
+            if shared and self.settings.concurrency > 1:
                 raise StartupError(
                     "This app keeps one streamer for all its requests, so their texts would mix; use --concurrency 1."
                 )
+            self._streamers = isolation.Streamers(shared)
         except StartupError as error:
             self.failed = error
+        except BaseException as error:
+            # Ours, then; but whoever waits for `loaded` must not wait for ever.
+            log.exception("loading failed")
+            self.failed = StartupError(f"The app could not be loaded: {describe(error)}")
         else:
             for thread in self._threads[1:]:
                 thread.start()
         self.loaded.set()
         return self.failed is None
 
+    def _run_next(self, slot: Slot) -> bool:
+        """Wait for a job and run it; False when the engine stops. Nothing of the job is kept when it is over."""
+        job = self._take(slot)
+        if job is not None:
+            self._run(slot, job)
+        return job is not None
+
     def _take(self, slot: Slot) -> Job | None:
         """Wait for a job; None when the engine stops."""
+        if slot.stuck:
+            log.warning("an infer that was stuck has ended; its slot is back")
         with self.lock:
-            slot.job, slot.deadline, slot.stuck = None, None, False
+            slot.job, slot.scope, slot.deadline, slot.stuck = None, None, None, False
             while (job := self._next()) is None:
                 if self._stopping:
                     return None
@@ -195,26 +226,31 @@ class Engine:
             slot.deadline = time.monotonic() + self.settings.infer_timeout
             return job
 
-    def _run(self, slot: Slot, job: Job, loop: asyncio.AbstractEventLoop | None) -> None:
+    def _run(self, slot: Slot, job: Job) -> None:
         """Run `infer` and end the job's stream; return when its threads have ended too."""
         stream = job.stream
         stream.started = time.monotonic()
 
         def fail(error: BaseException) -> None:
-            stream.fail("app_error", describe(error))
+            stream.fail("app_error", f"The app raised {describe(error)}")
 
-        scope = isolation.Scope(lambda: stream.failure is None, fail)
-        if self._shared:
-            self._shared.renew(scope)
+        alone = self.settings.concurrency == 1
+        scope = isolation.Scope(
+            lambda: stream.failure is None, fail, self._streamers if alone else isolation.Streamers()
+        )
+        slot.scope = scope
         handler = StreamOutputHandler(job, self.settings.max_event, self.settings.log_cap)
-        with scope:
+        with scope.working():
             try:
-                result = drive(self.app.infer(job.inputs, handler), handler, loop)
+                scope.streamers.renew()
+                result = drive(self.app.infer(job.inputs, handler), handler)
                 self._finish(job, handler, result)
-            except Cancelled:
-                pass  # its stream has ended: that is what raised it
+            except ShimError as error:  # of the request, found out only now: an output that the app does not have
+                stream.fail(error.code, error.message)
             except BaseException as error:
-                log.exception("infer raised (request %s)", job.request_id)
+                if not isinstance(error, Cancelled):
+                    log.exception("infer raised (request %s)", job.request_id)
+                # A Cancelled comes of a stream that has ended; but the app may have kept one of an earlier request.
                 fail(error)
         left = scope.wait_for_threads(self.settings.stuck_grace)
         if left:
@@ -222,39 +258,39 @@ class Engine:
 
     def _finish(self, job: Job, handler: StreamOutputHandler, result: Any) -> None:
         """End a job whose `infer` returned `result`. Raises what the result's conversion raises."""
-        if self.app.batched:
-            result = unbatched(result)
         if not job.stream.is_open:
             return
+        if self.app.batched:
+            result = unbatched(result)
         if handler.sent_nothing and not self.app.streaming:
             handler.answer(result)
         elif handler.sent_nothing and isinstance(result, dict):
             handler.send_streamed_output(result)
-        job.stream.finish(job.render(job.sent) if job.render else b"")
+        job.finish()
 
 
-def is_async(infer: Any) -> bool:
-    return inspect.iscoroutinefunction(infer) or inspect.isasyncgenfunction(infer)
-
-
-def drive(result: Any, handler: StreamOutputHandler, loop: asyncio.AbstractEventLoop | None) -> Any:
+def drive(result: Any, handler: StreamOutputHandler) -> Any:
     """Bring what `infer` returned to its end: await a coroutine, send what a generator yields."""
     if inspect.isgenerator(result):
-        yielded: Iterator[Any] = result
-        for output in yielded:
-            handler.send_streamed_output(output)
+        send_all(result, handler)
         return None
     if inspect.isasyncgen(result):
-        result = send_all(result, handler)
+        result = send_all_async(result, handler)
     if inspect.iscoroutine(result):
-        assert loop is not None
-        return loop.run_until_complete(result)
+        return event_loop().run_until_complete(result)
     return result
 
 
-async def send_all(yielded: AsyncIterator[Any], handler: StreamOutputHandler) -> None:
-    async for output in yielded:
-        handler.send_streamed_output(output)
+def send_all(yielded: Generator[Any, Any, Any], handler: StreamOutputHandler) -> None:
+    with closing(yielded):
+        for output in yielded:
+            handler.send_streamed_output(output)
+
+
+async def send_all_async(yielded: AsyncGenerator[Any, Any], handler: StreamOutputHandler) -> None:
+    async with aclosing(yielded):
+        async for output in yielded:
+            handler.send_streamed_output(output)
 
 
 def unbatched(result: Any) -> Any:
@@ -265,6 +301,10 @@ def unbatched(result: Any) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """Say what an app raised, in a sentence without paths."""
-    text = "".join(traceback.format_exception_only(type(error), error)).strip()
-    return outputs.error_text(f"The app raised {text}")
+    """Name what an app raised: its class and its own text, without a path or a traceback."""
+    try:
+        text = str(error)
+    except Exception:
+        text = ""  # its __str__ raises
+    name = type(error).__name__
+    return outputs.error_text(f"{name}: {text}" if text else name)

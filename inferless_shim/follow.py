@@ -27,6 +27,8 @@ SEND_BUFFER = 64 * 1024
 # How often a waiting client that asked for its place in the queue is told of a change.
 QUEUE_POLL = 0.25
 ONE = struct.pack("=Q", 1)  # what an eventfd is written
+# How soon what a hurrying producer held back before it paused is sent.
+HURRY_POLL = 0.005
 LONGEST_WAIT = 3600.0
 
 
@@ -150,26 +152,30 @@ class Follower:
 
     def _wait_for_events(self) -> bool:
         """Wait for something to do; return False if the client is gone."""
-        now = time.monotonic()
-        due = max(self._sent_at, self.stream.appended) + self.heartbeat
         waits = self.place is not None and self.stream.started is None
-        outcome = self.link.wait(min(due - now, QUEUE_POLL) if waits else due - now)
-        if outcome is Wait.GONE:
+        timeout = HURRY_POLL if self.stream.hurries else QUEUE_POLL if waits else LONGEST_WAIT
+        if self.link.wait(min(timeout, self._silence_left())) is Wait.GONE:
             return False
         if waits and self._tell_place():
             return True
-        if time.monotonic() >= max(self._sent_at, self.stream.appended) + self.heartbeat:
+        if self._silence_left() <= 0:
             self.stream.interject(self.subscriber, self._framed(sse.HEARTBEAT))
         return True
+
+    def _silence_left(self) -> float:
+        """Return in how many seconds a heartbeat is due."""
+        return max(self._sent_at, self.stream.appended) + self.heartbeat - time.monotonic()
 
     def _tell_place(self) -> bool:
         assert self.place is not None
         place = self.place()
         if place is None or place == self._place_told:
             return False
-        self._place_told = place
         frame = self._framed(sse.body(encode({"position": place}), "queued"))
-        return self.stream.interject(self.subscriber, frame, only_before_first=True)
+        if not self.stream.interject(self.subscriber, frame, only_before_first=True):
+            return False
+        self._place_told = place
+        return True
 
     def _wait_for_room(self) -> bool:
         """Wait until a lagging client has taken something; return False if it is gone, or took nothing for `stall`."""

@@ -14,16 +14,14 @@ import struct
 import time
 from collections.abc import Iterator
 
-from . import http1, sse
-from .errors import Forbidden, RequestTimeout, ShimError, Unavailable
+from . import http1, origins, sse
+from .errors import RequestTimeout, ShimError, Unavailable
 from .follow import Follower, Link, prepare
 from .http1 import Request, response_head
-from .outputs import encode
 from .routes import (
     EVENT_STREAM,
     Await,
     Exchange,
-    Fields,
     Follow,
     Outcome,
     Reply,
@@ -31,6 +29,7 @@ from .routes import (
     answer,
     error_reply,
     stream_fields,
+    usable_id,
 )
 from .service import Service
 from .stream import Progress, Stream, Subscriber
@@ -40,12 +39,6 @@ log = logging.getLogger(__name__)
 RECEIVE = 64 * 1024
 # How long and how much of an unread body is thrown away before a close, so that the reply is not lost to a reset.
 LINGER_TIME, LINGER_BYTES = 2.0, 1024 * 1024
-EXPOSED = "Stream-Id, Content-Location, Location, Retry-After, X-Request-Id"
-PREFLIGHT = [
-    ("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS"),
-    ("Access-Control-Allow-Headers", "authorization, content-type, last-event-id, idempotency-key, prefer"),
-    ("Access-Control-Max-Age", "600"),
-]
 
 
 class ClientGone(Exception):
@@ -53,34 +46,43 @@ class ClientGone(Exception):
 
 
 class Handler:
-    """A client's connection. `idle` is True while it waits for a request, which is when a drain may end it."""
+    """A client's connection, which `serve` brings to its end and `close` closes.
+
+    `waiting` is True while nothing of the next request has come, which is when a drain may end it.
+    """
 
     def __init__(self, sock: socket.socket, service: Service, routes: Routes) -> None:
         self.sock = sock
         self.service = service
         self.settings = service.settings
         self.routes = routes
-        self.idle = False
+        self.waiting = False
         self._unread = bytearray()
         self._link: Link | None = None
         self._served = 0
         self._body_read = False
 
     def serve(self) -> None:
-        """Serve requests until the connection is done; close it."""
+        """Serve requests until the connection is done."""
         try:
             while self._serve_one():
                 self._served += 1
         except (ClientGone, OSError) as error:
             log.debug("connection ended: %s", error)
-        finally:
-            if self._link is not None:
-                self._link.close()
-            self.sock.close()
 
-    def end_if_idle(self) -> None:
-        """End a connection that waits for a request: its next read finds the end. Called by the main thread."""
-        if self.idle:
+    def close(self) -> None:
+        """Close the connection. Runs on the handler thread, once no other thread knows the handler any more."""
+        if self._link is not None:
+            self._link.close()
+        self.sock.close()
+
+    def end_if_waiting(self, *, new: bool = False) -> None:
+        """End a connection that waits for a request, for its first only if `new`: its next read finds the end.
+
+        Runs on the main thread. If a request comes at this very moment, it is served, but a stream that it follows
+        breaks, because the end looks like the client's; the client comes back for it.
+        """
+        if self.waiting and (new or self._served):
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)
 
@@ -100,17 +102,18 @@ class Handler:
             keep = self._carry_out(request, request_id, outcome)
         except ShimError as error:
             keep = self._refuse(request, request_id, error)
-        return keep and not self.service.draining
+        return keep
 
     def _dispatch(self, request: Request, request_id: str) -> Outcome:
         """Decide what a request gets: by its head, then by its body. Raises ShimError."""
-        self._check_origin(request)
+        self._body_read = request.framing.kind is http1.Kind.NONE
+        origins.check(request, self.settings.cors)
         endpoint, params = self.routes.find(request)
         if request.method == "POST":
             http1.require_body(request, self.settings.max_body)
         body = self._read_body(request)
         if request.method == "OPTIONS" and request.field("access-control-request-method"):
-            return Reply(204, fields=list(PREFLIGHT))
+            return Reply(204, fields=list(origins.PREFLIGHT))
         try:
             return endpoint(Exchange(request, body, request_id, params))
         except ShimError:
@@ -119,25 +122,14 @@ class Handler:
             log.exception("%s %s failed (request %s)", request.method, request.path, request_id)
             raise ShimError("The server failed at this request; its log says why.") from None
 
-    def _check_origin(self, request: Request) -> None:
-        """Refuse what a page elsewhere sends: it could run the model on localhost. Raises Forbidden (403)."""
-        origin = request.field("origin")
-        if origin is None:
-            if request.field("sec-fetch-site") != "cross-site":
-                return
-        elif origin.lower() in self.settings.cors or origin.lower().partition("://")[2] == host(request):
-            return
-        raise Forbidden("Pages of another origin may not call this server; allow theirs with --cors ORIGIN.")
-
     # ---- Reading
 
     def _read_head(self) -> Request | None:
         """Read a request head; None if the client ended the connection, or was silent, between two requests."""
-        self.idle = not self._unread
-        wait = self.settings.idle_timeout if self._served else self.settings.read_timeout
-        if not self._unread and not (not self.service.draining and self._receive(time.monotonic() + wait)):
+        self.waiting = not self._unread
+        if not self._unread and not self._receive_first():
             return None
-        self.idle = False
+        self.waiting = False
         deadline = time.monotonic() + self.settings.read_timeout
         searched = 0
         while (length := http1.find_head(self._unread, searched)) is None:
@@ -150,11 +142,15 @@ class Handler:
         del self._unread[:length]
         return http1.parse_head(head)
 
+    def _receive_first(self) -> bool:
+        """Wait for the first bytes of a request; a drain waits for a connection's first request alone."""
+        if not self._served:
+            return self._receive(time.monotonic() + self.settings.read_timeout)
+        # Looked at after `waiting` was set: either this sees the drain, or the drain sees that.
+        return not self.service.draining and self._receive(time.monotonic() + self.settings.idle_timeout)
+
     def _read_body(self, request: Request) -> bytes:
         decoder = http1.BodyDecoder(request.framing, self.settings.max_body)
-        if decoder.done:
-            self._body_read = True
-            return b""
         if request.expects_continue and not self._unread:
             self._send(http1.CONTINUE)
         deadline = time.monotonic() + self.settings.read_timeout
@@ -189,7 +185,7 @@ class Handler:
             return self._follow(request, request_id, outcome)
         if isinstance(outcome, Await):
             outcome = self._await(outcome)
-        keep = request.keep_alive and not outcome.close and not self.service.draining
+        keep = self._keeps(request)
         self._reply(request, request_id, outcome, keep)
         return keep
 
@@ -200,36 +196,36 @@ class Handler:
         if isinstance(error, Unavailable) and request is not None and wants_events(request):
             # Any status but 200 is final to an EventSource: "not now" is the wish that it come back.
             retry = sse.retry(self.settings.retry)
-            self._reply(request, request_id, Reply(200, retry, EVENT_STREAM, close=True), keep=False)
+            self._reply(request, request_id, Reply(200, retry, EVENT_STREAM), keep=False)
             return False
-        keep = self._body_read and request is not None and request.keep_alive and not self.service.draining
+        keep = self._body_read and request is not None and self._keeps(request)
         self._reply(request, request_id, error_reply(error), keep)
-        if not keep:
+        if not self._body_read:
             self._close_gently()
         return keep
 
+    def _keeps(self, request: Request) -> bool:
+        """Whether the connection may serve another request after this one."""
+        return request.keep_alive and not self.service.draining
+
     def _reply(self, request: Request | None, request_id: str, reply: Reply, keep: bool) -> None:
-        fields = [*reply.fields, ("X-Request-Id", request_id), *self._cross_origin_fields(request)]
+        head_only = request is not None and request.method == "HEAD"
+        fields = [*reply.fields, ("X-Request-Id", request_id), *origins.fields(request, self.settings.cors)]
         if reply.status != 204:
-            fields += [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body)))]
+            fields.append(("Content-Type", reply.content_type))
+            if reply.body or not head_only:  # HEAD says no length that it does not know (RFC 9110 §8.6)
+                fields.append(("Content-Length", str(len(reply.body))))
         if not keep:
             fields.append(("Connection", "close"))
         head = response_head(reply.status, fields)
-        self._send(head if request is not None and request.method == "HEAD" else head + reply.body)
-
-    def _cross_origin_fields(self, request: Request | None) -> Fields:
-        origin = request.field("origin") if request is not None else None
-        if origin is None or origin.lower() not in self.settings.cors:
-            return [("Vary", "Origin")] if self.settings.cors else []
-        return [
-            ("Access-Control-Allow-Origin", origin),
-            ("Access-Control-Expose-Headers", EXPOSED),
-            ("Vary", "Origin"),
-        ]
+        self._send(head if head_only else head + reply.body)
 
     def _send(self, data: bytes) -> None:
+        """Send all of it. The client may be as slow as it likes, if it takes something within `stall` each time."""
         self.sock.settimeout(self.settings.stall)
-        self.sock.sendall(data)
+        left = memoryview(data)
+        while left:  # not sendall, whose timeout is for all of the data together
+            left = left[self.sock.send(left) :]
 
     def _close_gently(self) -> None:
         """Say that no more comes, and read on for a moment: a reset now could destroy the reply on its way."""
@@ -254,34 +250,37 @@ class Handler:
             stream, outcome.number, self._stream_head(request, request_id, outcome), pulled
         ) as attached:
             if attached is None:
-                self._reply(request, request_id, Reply(204, fields=stream_fields(stream)), request.keep_alive)
-                return request.keep_alive
+                return self._carry_out(request, request_id, Reply(204, fields=stream_fields(stream)))
             follower = Follower(
                 stream, *attached, heartbeat=self.settings.heartbeat, stall=self.settings.stall, place=place
             )
+            if pulled:
+                self._close_by_reset(True)
             follower.advance()  # the head goes out before infer runs
             self.service.engine.notify()
             progress = follower.follow()
         self._log(request, stream, progress)
         if progress is not Progress.ENDED:
-            self._break(pulled)
             return False
-        if not pulled:
+        if pulled:
+            self._close_by_reset(False)
+        else:
             self._send(http1.LAST_CHUNK)
-        return request.keep_alive and not self.service.draining
+        return self._keeps(request)
 
     def _await(self, outcome: Await) -> Reply:
         """Wait for an answer that is not a stream. Raises its ShimError, or ClientGone."""
         stream = outcome.stream
-        with self._attached(stream, 0, b"", pulled=True) as attached:
-            progress = Progress.ENDED
-            if attached is not None:
-                self.service.engine.notify()
-                progress = Follower(stream, *attached, heartbeat=math.inf, stall=self.settings.stall).follow()
-        if not stream.keyed:
-            # Nobody else can ever ask for it.
-            stream.fail("cancelled", "The client has gone.")
-            self.service.store.forget(stream)
+        progress = Progress.ENDED
+        try:
+            with self._attached(stream, 0, b"", pulled=True) as attached:
+                if attached is not None:
+                    self.service.engine.notify()
+                    progress = Follower(stream, *attached, heartbeat=math.inf, stall=self.settings.stall).follow()
+        finally:
+            if not stream.keyed:  # nobody else can ever ask for it
+                stream.fail("cancelled", "The client has gone.")
+                self.service.store.forget(stream)
         if progress is not Progress.ENDED:
             raise ClientGone("before its answer was ready")
         return answer(stream)
@@ -314,11 +313,11 @@ class Handler:
             ("X-Accel-Buffering", "no"),
             *stream_fields(outcome.stream),
             ("X-Request-Id", request_id),
-            *self._cross_origin_fields(request),
+            *origins.fields(request, self.settings.cors),
         ]
         if chunked:
             fields.append(("Transfer-Encoding", "chunked"))
-        if not request.keep_alive:
+        if not self._keeps(request):
             fields.append(("Connection", "close"))
         head = response_head(200, fields)
         if not outcome.id_first:
@@ -326,10 +325,12 @@ class Handler:
         first = sse.id_only(outcome.stream.id)
         return head + (http1.chunk(first) if chunked else first)
 
-    def _break(self, pulled: bool) -> None:
-        """End a stream that is not whole without a final chunk; HTTP/1.0 has none to leave out, so by a reset."""
-        if pulled:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def _close_by_reset(self, reset: bool) -> None:
+        """Choose how the connection ends, whoever ends it: were the process to die, the kernel would.
+
+        HTTP/1.0 has no final chunk to leave out: an ordinary end is what a client, or a proxy, takes for success.
+        """
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
 
     def _log(self, request: Request, stream: Stream, progress: Progress) -> None:
         ends = {
@@ -342,21 +343,6 @@ class Handler:
         )  # fmt: skip
 
 
-def host(request: Request) -> str:
-    return (request.field("host") or "").lower()
-
-
-def usable_id(text: str | None) -> str | None:
-    return text if text and len(text) <= 128 and text.isascii() and text.isprintable() else None
-
-
 def wants_events(request: Request) -> bool:
     accepted = [member.partition(";")[0].strip() for member in request.tokens("accept")]
     return request.method == "GET" and "text/event-stream" in accepted
-
-
-def busy_reply() -> bytes:
-    """What a connection past the cap is told before it is closed."""
-    body = encode({"error": "Too many connections; try again shortly (--max-connections bounds them)."})
-    fields = [("Retry-After", "2"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-    return response_head(503, [*fields, ("Connection", "close")]) + body

@@ -13,7 +13,6 @@ import collections
 import concurrent.futures
 import concurrent.futures.thread
 import contextlib
-import copy
 import functools
 import inspect
 import logging
@@ -21,53 +20,65 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .stream import Cancelled
 
 log = logging.getLogger(__name__)
 
-TRANSFORMERS = ("transformers", "transformers.generation.streamers")
+TRANSFORMERS = "transformers.generation.streamers"
+# A put takes milliseconds. One that takes longer is blocked, in a queue that the next request does not have.
+PUT_TIME = 1.0
+# Where a streamer carries the state that it had before its first use, and a class that it is guarded.
+INITIAL = "_initial_by_shim"
+GUARDED = "_guarded_by_shim"
 
-_local = threading.local()
+
+class Local(threading.local):
+    """What a thread works for, and the streamers that it has fed but not ended, by id."""
+
+    scope: Scope | None = None
+
+    def __init__(self) -> None:
+        self.feeding: dict[int, Any] = {}
+
+
+_local = Local()
 _start = threading.Thread.start
 _submit = concurrent.futures.ThreadPoolExecutor.submit
 
 
 def current_scope() -> Scope | None:
     """Return the scope that this thread works for, or None outside any request."""
-    return getattr(_local, "scope", None)
+    return _local.scope
 
 
 class Scope:
-    """What one call of `infer` owns: its threads and its streamers. Enter it on the infer thread."""
+    """What one call of `infer` owns: its threads, and the streamers that they use."""
 
-    def __init__(self, is_wanted: Callable[[], bool], fail: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, is_wanted: Callable[[], bool], fail: Callable[[BaseException], None], streamers: Streamers
+    ) -> None:
         self.is_wanted = is_wanted
         self.fail = fail
-        self._changed = threading.Condition()  # guards the next two
+        self.streamers = streamers
+        self._changed = threading.Condition()  # guards the rest
         self._working: dict[object, str] = {}
-        self._released = False
-        self._streamers: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __enter__(self) -> Scope:
-        _local.scope = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _local.scope = None
-
-    def check(self) -> None:
-        """Raise Cancelled if what this thread makes is for nobody, or for a request whose slot went to another."""
-        if self._released or not self.is_wanted():
-            raise Cancelled
+        self._feeding = 0  # how many calls of a streamer are under way
+        self._over = False  # its slot went to another request
+        self._rescued = False
 
     def wait_for_threads(self, grace: float) -> list[str]:
-        """Wait until every thread has ended, `grace` seconds at most; return the names of those left behind."""
+        """Wait until every thread has ended, `grace` seconds at most; return the names of those left behind.
+
+        What these do to a streamer from now on raises Cancelled: it may be the next request's.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._working, grace)
-            self._released = True
+            self._over = True
+            # A put that has begun would go on in the state that the next request is given.
+            self._changed.wait_for(lambda: not self._feeding, PUT_TIME)
             return list(self._working.values())
 
     # ---- The app's threads
@@ -83,29 +94,37 @@ class Scope:
             except Cancelled:
                 pass  # the wish of whoever cancelled; no traceback for it
             finally:
-                del thread.run  # or thread and wrapper would keep each other
+                vars(thread).pop("run", None)  # or thread and wrapper would keep each other
 
-        thread.run = run_owned  # type: ignore[method-assign]
         self.joined(thread, thread.name)
+        thread.run = run_owned  # type: ignore[method-assign]
+
+    def abandon(self, thread: threading.Thread) -> None:
+        """Undo `adopt`: the thread could not be started."""
+        vars(thread).pop("run", None)
+        self.left(thread)
 
     def _run_or_fail(self, run: Callable[[], None]) -> None:
         try:
             run()
+        except (Cancelled, SystemExit):
+            raise  # SystemExit ends a thread quietly, as `threading` has it
         except BaseException as error:
             # Before any reader is released: infer would come to its end and finish the stream as if all were well.
-            if not isinstance(error, Cancelled):
-                self.fail(error)
+            self.fail(error)
             raise
 
     @contextlib.contextmanager
-    def working(self, token: object) -> Iterator[None]:
-        """Let the current thread work for this scope, as `token`, which has joined."""
-        before, _local.scope, _local.feeding = current_scope(), self, None
+    def working(self, token: object = None) -> Iterator[None]:
+        """Let the current thread work for this scope: as `token`, which has joined, or as the infer thread."""
+        before = _local.scope, _local.feeding
+        _local.scope, _local.feeding = self, {}
         try:
             yield
         finally:
-            feeding, _local.feeding, _local.scope = _local.feeding, None, before
-            self._release_readers(feeding)
+            fed, _local.scope = _local.feeding, None
+            self._release_readers(fed.values())
+            _local.scope, _local.feeding = before
             self.left(token)
 
     def joined(self, token: object, name: str) -> None:
@@ -119,161 +138,250 @@ class Scope:
 
     # ---- Streamers
 
-    def made(self, streamer: Any) -> None:
-        """Note a streamer of this scope: its reader is released if the request ends early."""
-        self._streamers.add(streamer)
+    @contextlib.contextmanager
+    def feeding(self) -> Iterator[None]:
+        """Keep the slot for the time of one call of a streamer. Raises Cancelled if another request has it already."""
+        with self._changed:
+            if self._over:
+                raise Cancelled
+            self._feeding += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._feeding -= 1
+                self._changed.notify_all()
 
-    def _release_readers(self, feeding: Any) -> None:
-        """Release whoever reads the streamer that a thread fed and left without `end`; all, if the request is over."""
-        for streamer in [feeding] if self.is_wanted() else list(self._streamers):
-            if streamer is not None:
+    def rescue(self) -> None:
+        """Release the readers of a request that failed and has no thread that could feed them: infer waits in vain.
+
+        Any thread may call it, as often as it likes. What a streamer does may block, so it is done on another one.
+        """
+        with self._changed:
+            if self.is_wanted() or self._working or self._rescued:
+                return
+            self._rescued = True
+        threading.Thread(target=self._release_readers, args=((),), name="release", daemon=True).start()
+
+    def _release_readers(self, fed: Iterable[Any]) -> None:
+        """Release whoever reads the streamers that a thread fed and left without `end`; all, if the request failed.
+
+        Runs without a scope, so that the guards let it pass.
+        """
+        with contextlib.suppress(Cancelled), self.feeding():
+            for streamer in list(fed) if self.is_wanted() else self.streamers.alive():
                 release(streamer)
 
 
 def release(streamer: Any) -> None:
     """Make `for text in streamer` end."""
+    keep_state(streamer)
     try:
         if hasattr(streamer, "on_finalized_text"):
             streamer.on_finalized_text("", stream_end=True)
         else:
-            inspect.unwrap(type(streamer).end)(streamer)
+            streamer.end()
+    except Cancelled:
+        pass  # it sends what it gets, and nobody wants it
     except Exception:
         log.warning("a streamer of type %s could not be released", type(streamer).__name__, exc_info=True)
 
 
-class SharedStreamers:
-    """The streamers that an app keeps for all its requests, each with the state it had when the app was loaded."""
+class Streamers:
+    """The streamers that requests use. Each carries the state that it had before its first use.
 
-    def __init__(self, holders: list[Any]) -> None:
-        found = {id(value): value for holder in holders for value in attributes(holder) if is_streamer(value)}
-        self._initial = [(streamer, fresh_state(vars(streamer))) for streamer in found.values()]
+    The state lies in the streamer, not here: it may lead back to the streamer and would keep it for ever.
+    """
 
-    def __len__(self) -> int:
-        return len(self._initial)
+    def __init__(self, found: Iterable[Any] = ()) -> None:
+        self._known: dict[int, weakref.ref[Any]] = {}
+        for streamer in found:
+            self.note(streamer)
+            keep_state(streamer)
 
-    def renew(self, scope: Scope) -> None:
-        """Give every shared streamer the state of a new one, for the request that begins."""
-        for streamer, initial in self._initial:
-            state = vars(streamer)
-            state.update(fresh_state(initial))
-            for added in state.keys() - initial.keys():
-                del state[added]
-            scope.made(streamer)
+    def note(self, streamer: Any) -> None:
+        """Remember a streamer that a request has made, or is about to use."""
+        known = self._known.get(id(streamer))
+        if known is None or known() is not streamer:
+            with contextlib.suppress(TypeError):  # one with __slots__: nobody is released, but its put raises, too
+                self._known[id(streamer)] = weakref.ref(streamer)
+
+    def alive(self) -> list[Any]:
+        return [streamer for known in list(self._known.values()) if (streamer := known()) is not None]
+
+    def renew(self) -> None:
+        """Give every streamer the state of a new one, for the request that begins."""
+        self._known = {id(streamer): weakref.ref(streamer) for streamer in self.alive()}
+        for streamer in self.alive():
+            state = state_of(streamer)
+            if INITIAL in state:  # else nobody has used it yet
+                for added in state.keys() - state[INITIAL].keys() - {INITIAL}:
+                    del state[added]
+                state.update(fresh_state(state[INITIAL]))
 
 
-def attributes(holder: Any) -> list[Any]:
-    return list(getattr(holder, "__dict__", {}).values())
+def keep_state(streamer: Any) -> None:
+    """Have a streamer carry the state that it has now, if this is its first use."""
+    state = state_of(streamer)
+    if INITIAL not in state:
+        state[INITIAL] = fresh_state(state)
+
+
+def state_of(streamer: Any) -> dict[str, Any]:
+    return getattr(streamer, "__dict__", {})
 
 
 def fresh_state(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: fresh(value) for name, value in state.items()}
+    return {name: fresh(value) for name, value in state.items() if name != INITIAL}
 
 
-def fresh(value: Any) -> Any:
+def fresh(value: Any, depth: int = 3) -> Any:
     """Return an empty queue for a queue, a copy for a container, anything else as it is."""
-    if isinstance(value, queue.Queue) or (hasattr(value, "put_nowait") and hasattr(value, "maxsize")):
-        return type(value)(value.maxsize)
     if isinstance(value, queue.SimpleQueue):
         return type(value)()
-    return copy.copy(value) if isinstance(value, (list, dict, set, collections.deque)) else value
+    if defined(type(value), "put_nowait"):
+        try:
+            return type(value)(value.maxsize)
+        except (AttributeError, TypeError):
+            return value  # a class that wants something else than a size
+    if type(value) is dict:
+        return {key: fresh(each, depth - 1) for key, each in value.items()} if depth else dict(value)
+    if type(value) in (list, tuple, set):
+        return type(value)(fresh(each, depth - 1) for each in value) if depth else type(value)(value)
+    return collections.deque(value, value.maxlen) if type(value) is collections.deque else value
 
 
-def is_streamer(value: Any) -> bool:
-    """Tell a streamer by what `model.generate` calls on it."""
-    return not isinstance(value, type) and is_streamer_class(type(value)) and hasattr(value, "__dict__")
+# ---- Which classes are streamers
+
+
+def attributes(holder: Any) -> list[Any]:
+    return list(vars(holder).values()) if hasattr(holder, "__dict__") else []
+
+
+def defined(made: type, name: str) -> Any:
+    """Look a name up in a class without asking the class: transformers' dummies raise ImportError when asked."""
+    return next((vars(base)[name] for base in made.__mro__ if name in vars(base)), None)
 
 
 def is_streamer_class(made: type) -> bool:
-    return callable(getattr(made, "put", None)) and callable(getattr(made, "end", None))
+    """Tell a streamer by what `model.generate` calls on it."""
+    return callable(defined(made, "put")) and callable(defined(made, "end"))
+
+
+def shared_streamers(holders: Iterable[Any]) -> list[Any]:
+    """Find the streamers that an app keeps for all its requests."""
+    found = {id(value): value for holder in holders for value in attributes(holder) if is_streamer_class(type(value))}
+    return list(found.values())
+
+
+def streamer_classes(holders: Iterable[Any]) -> Iterator[type]:
+    """Find the streamer classes in reach: of the app's own objects, and transformers' where that is loaded."""
+    for holder in [*holders, sys.modules.get(TRANSFORMERS)]:
+        for value in attributes(holder):
+            made = value if issubclass(type(value), type) else type(value)
+            if is_streamer_class(made):
+                yield from with_subclasses(made)
+
+
+def with_subclasses(made: type) -> Iterator[type]:
+    yield made
+    subclasses: list[type] = type.__subclasses__(made)
+    for each in subclasses:
+        yield from with_subclasses(each)
+
+
+# ---- Guards
+
+
+def guard_all(holders: Iterable[Any]) -> None:
+    for made in streamer_classes(holders):
+        guard(made)
 
 
 def guard(made: type) -> None:
     """Make a streamer class know the request of the thread that feeds it."""
     for base in made.__mro__:
-        own = vars(base)
-        # Not what a streamer merely inherits from, such as queue.Queue, which everybody uses.
-        if not is_streamer_class(base) or "_guarded_by_shim" in own:
+        if not is_streamer_class(base) or GUARDED in vars(base):
             continue
         for name, wrap in (("__init__", guard_init), ("put", guard_put), ("end", guard_end)):
-            if name in own:
-                setattr(base, name, wrap(own[name]))
-        base._guarded_by_shim = True  # type: ignore[attr-defined]
+            owner = next((each for each in base.__mro__ if name in vars(each)), base)
+            # What comes from elsewhere, such as queue.Queue, everybody uses: the streamer class gets its own.
+            if inspect.isfunction(defined(base, name)) and (owner is base or not is_streamer_class(owner)):
+                setattr(base, name, wrap(defined(base, name)))
+        setattr(base, GUARDED, True)
 
 
 def guard_init(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init_noted(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        scope = current_scope()
-        if scope is not None:
-            scope.made(self)
+        if _local.scope is not None:
+            _local.scope.streamers.note(self)
 
-    return __init__
+    return init_noted
 
 
 def guard_put(put: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(put)
     def put_while_wanted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = current_scope()
-        if scope is not None:
-            scope.check()
-            scope.made(self)
-            _local.feeding = self
-        return put(self, *args, **kwargs)
+        scope = _local.scope
+        if scope is None:
+            return put(self, *args, **kwargs)
+        scope.streamers.note(self)
+        with scope.feeding():
+            if not scope.is_wanted():
+                raise Cancelled
+            keep_state(self)
+            _local.feeding[id(self)] = self
+            return put(self, *args, **kwargs)
 
     return put_while_wanted
 
 
 def guard_end(end: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(end)
-    def end_if_owner(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = current_scope()
-        if scope is not None:
-            scope.check()
-            _local.feeding = None
-        return end(self, *args, **kwargs)
+    def end_while_wanted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        scope = _local.scope
+        if scope is None:
+            return end(self, *args, **kwargs)
+        with scope.feeding():
+            if not scope.is_wanted():
+                raise Cancelled
+            keep_state(self)
+            ended = end(self, *args, **kwargs)
+            _local.feeding.pop(id(self), None)
+            return ended
 
-    return end_if_owner
-
-
-def streamer_classes(holders: list[Any]) -> Iterator[type]:
-    """Find the streamer classes in reach: of the app's own objects, and transformers' where that is loaded."""
-    modules = [sys.modules[name] for name in TRANSFORMERS if name in sys.modules]
-    for holder in [*holders, *modules]:
-        for value in attributes(holder):
-            made = value if isinstance(value, type) else type(value)
-            if is_streamer_class(made):
-                yield made
+    return end_while_wanted
 
 
-def guard_all(holders: list[Any]) -> None:
-    for made in streamer_classes(holders):
-        guard(made)
+# ---- Threads and pools
 
 
 def install() -> None:
-    """Let threads and pool workers that start while `infer` runs belong to its request."""
+    """Let threads and pool work that start while `infer` runs belong to its request."""
     threading.Thread.start = start_owned  # type: ignore[method-assign,assignment]
     concurrent.futures.ThreadPoolExecutor.submit = submit_owned  # type: ignore[method-assign]
 
 
 def start_owned(thread: threading.Thread) -> None:
-    scope = current_scope()
+    scope = _local.scope
     # A pool's worker serves many requests: what is submitted has an owner, the worker has none.
-    if scope is None or getattr(thread, "_target", None) is concurrent.futures.thread._worker:
+    is_worker = getattr(thread, "_target", None) is concurrent.futures.thread._worker
+    if scope is None or is_worker or thread.ident is not None:
         _start(thread)
         return
-    guard_all([])
+    guard_all([])  # transformers may have been imported by infer
     scope.adopt(thread)
     try:
         _start(thread)
     except BaseException:
-        scope.left(thread)
+        scope.abandon(thread)
         raise
 
 
 def submit_owned(pool: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    scope = current_scope()
+    scope = _local.scope
     if scope is None:
         return _submit(pool, function, *args, **kwargs)
     token = object()
@@ -283,6 +391,10 @@ def submit_owned(pool: Any, function: Callable[..., Any], /, *args: Any, **kwarg
             return function(*args, **kwargs)
 
     scope.joined(token, getattr(function, "__name__", "submitted"))
-    future = _submit(pool, run_owned, *args, **kwargs)
+    try:
+        future = _submit(pool, run_owned, *args, **kwargs)
+    except BaseException:
+        scope.left(token)
+        raise
     future.add_done_callback(lambda _: scope.left(token))  # cancelled before it ran
     return future

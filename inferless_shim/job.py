@@ -36,6 +36,11 @@ class Job:
         """Whether anybody waits for it: its client has not gone, nor was it cancelled."""
         return self.stream.is_open and self.stream.unfollowed is None
 
+    def finish(self) -> None:
+        """End the stream well. Raises what rendering an answer raises."""
+        if self.stream.is_open:
+            self.stream.finish(self.render(self.sent) if self.render else b"")
+
 
 class StreamOutputHandler:
     """The `stream_output_handler` of an app: Inferless's two methods, and what an app may want to look at."""
@@ -62,28 +67,27 @@ class StreamOutputHandler:
         Raises ValueError or TypeError for what cannot be sent, SchemaChanged (a ValueError) for other keys or types
         than the first event had, RuntimeError after finalise_streamed_output, Cancelled if nobody wants it.
         """
+        if not self._stream.is_open:
+            self._stream.check_open()  # raises, before anything that an app would swallow
         if not isinstance(output, dict):
             raise TypeError(f"send_streamed_output takes a dict, not a {type(output).__name__}")
+        first = self.sent_nothing
         try:
-            output = self._schema.conform(output)
+            self._send(self._schema.conform(output))
         except outputs.SchemaChanged as error:
             self._stream.fail("schema_changed", str(error))
             raise
-        if self._dialect is None:
-            self._collect(output)
-            return ALREADY_SENT
-        lines = self._dialect.event(output)
-        if len(lines) > self._max_event:
-            raise ValueError(
-                f"an event of {len(lines)} bytes is above --max-event ({self._max_event}); send it in parts"
-            )
-        self._stream.append(lines)
+        except (TypeError, ValueError):
+            if first:  # what was not sent fixes no schema
+                self._schema.kinds = None
+            raise
         return ALREADY_SENT
 
     def finalise_streamed_output(self) -> AlreadySent:
         """End the stream. Calling it again does nothing; returning from `infer` implies it."""
-        if self._dialect is not None:
-            self._stream.finish()
+        # An answer is made of what was sent; if nothing was, of what infer returns.
+        if self._dialect is not None or self._job.sent:
+            self._job.finish()
         return ALREADY_SENT
 
     def answer(self, result: Any) -> None:
@@ -97,9 +101,22 @@ class StreamOutputHandler:
     def sent_nothing(self) -> bool:
         return self._schema.kinds is None
 
+    def _send(self, output: dict[str, Any]) -> None:
+        if self._dialect is None:
+            self._collect(output)
+            return
+        lines = self._dialect.event(output)
+        if len(lines) > self._max_event:
+            raise ValueError(
+                f"an event of {len(lines)} bytes is above --max-event ({self._max_event}); send it in parts"
+            )
+        self._stream.append(lines)
+
     def _collect(self, output: dict[str, Any]) -> None:
         self._stream.check_open()
         self._room -= len(outputs.encode(output))
         if self._room < 0:
-            raise ValueError("the answer is above --log-cap; ask for it as a stream, or raise the cap")
+            fault = "the answer is above --log-cap; ask for it as a stream, or raise the cap"
+            self._stream.fail("app_error", fault)  # an answer with a part missing would look like a whole one
+            raise ValueError(fault)
         self._job.sent.append(output)

@@ -16,11 +16,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Settings
 from .errors import StartupError
 from .schema import Schema, compile_schema
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +59,18 @@ class App:
             )
         if not callable(getattr(made, "infer", None)):
             raise StartupError(f"{self.folder / 'app.py'}: class {CLASS_NAME} has no method infer.")
+        with_event_loop()
         try:
             self.instance = made()
+        except BaseException as error:
+            raise app_error(self.folder, f"{CLASS_NAME}() raised", error) from error
+        try:
             if hasattr(made, "initialize"):
                 call_as_declared(self.instance, "initialize", None)
         except BaseException as error:
             raise app_error(self.folder, f"{CLASS_NAME}.initialize raised", error) from error
         self._infer = self.instance.infer
-        self._takes = self._how_infer_takes(inspect.signature(self.instance.infer))
+        self._takes = self._how_infer_takes()
 
     def infer(self, inputs: dict[str, Any], handler: Any) -> Any:
         """Call `infer` the way it was written; return what it returns (a coroutine or a generator, too)."""
@@ -80,11 +87,16 @@ class App:
             return
         try:
             call_as_declared(self.instance, "finalize", None)
-        except Exception:
+        except BaseException:
             log.exception("finalize() raised")
 
-    def _how_infer_takes(self, signature: inspect.Signature) -> str:
+    def _how_infer_takes(self) -> str:
         """Tell `infer(inputs)`, `infer(inputs, handler)` and the old `infer(prompt, image_url)` apart."""
+        no_inputs = f"{self.folder / 'app.py'}: infer takes no inputs; write infer(self, inputs)."
+        try:
+            signature = inspect.signature(self.instance.infer)
+        except ValueError:  # `def infer():` has no place for self
+            raise StartupError(no_inputs) from None
         names = [
             parameter.name
             for parameter in signature.parameters.values()
@@ -94,7 +106,7 @@ class App:
             return "names"
         two = len(names) > 1 or any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
         if not names and not two:
-            raise StartupError(f"{self.folder / 'app.py'}: infer takes no inputs; write infer(self, inputs).")
+            raise StartupError(no_inputs)
         needed = [name for name in names[1:] if signature.parameters[name].default is inspect.Parameter.empty]
         return "inputs, handler" if two and (self.streaming or needed) else "inputs"
 
@@ -152,9 +164,11 @@ def read_flags(path: Path, module: ModuleType) -> dict[str, Any]:
 def enter(folder: Path) -> None:
     """Make the folder the working directory and the first place to import from, before any installed package."""
     os.chdir(folder)
-    # What Python put first is where server.py lies: its neighbours must not shadow the app's own modules.
+    # What Python puts first is where server.py lies: its neighbours must not shadow packages that the app needs. Only
+    # there: further down it is where packages are installed, and we are one of them.
     ours = str(Path(__file__).resolve().parent.parent)
-    sys.path[:] = [str(folder)] + [entry for entry in sys.path if entry not in (ours, "", str(folder))]
+    others = sys.path[1:] if sys.path[:1] in ([ours], [""]) else sys.path
+    sys.path[:] = [str(folder), *(entry for entry in others if entry != str(folder))]
 
 
 def run_file(name: str, path: Path) -> ModuleType:
@@ -171,11 +185,38 @@ def call_as_declared(instance: Any, name: str, argument: Any) -> Any:
     """Call a method that may take nothing, one argument, any number, or not even self (CONTRACT.md §1)."""
     method = getattr(instance, name)
     try:
-        parameters = inspect.signature(method).parameters.values()
+        parameters = list(inspect.signature(method).parameters.values())
     except ValueError:  # `def finalize():` in a class has no place for self
-        return method.__func__()
+        method, parameters = method.__func__, []
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return method(*[argument] * len(needed))
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that this thread keeps, made when it is first needed."""
+    import asyncio  # 6 MB, which only apps that use it pay
+
+    try:
+        loop = asyncio.get_event_loop()
+        if not loop.is_closed():
+            return loop
+    except RuntimeError:
+        pass  # it has none yet, or asyncio.run() in infer took it away
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+def with_event_loop() -> None:
+    """Let `asyncio.get_event_loop()` work in `initialize` as it does on a main thread, where Inferless runs it."""
+    if "asyncio" in sys.modules:
+        event_loop()
+
+
+def close_event_loop() -> None:
+    """Close this thread's event loop, if there can be one."""
+    if "asyncio" in sys.modules:
+        event_loop().close()
 
 
 def app_error(folder: Path, what: str, error: BaseException) -> StartupError:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import outputs, protocol, sse
+from . import outputs, protocol, sse, usage
 from .errors import AppFailed, BadRequest, InferTimeout, MethodNotAllowed, NotFound, ShimError, Unavailable
 from .http1 import Request
 from .job import Job
@@ -25,6 +23,7 @@ from .stream import Stream
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
+LAST_EVENT_ID = "last_event_id"
 
 Fields = list[tuple[str, str]]
 Render = Callable[[Sequence[Any]], bytes]
@@ -48,7 +47,6 @@ class Reply:
     body: bytes = b""
     content_type: str = JSON
     fields: Fields = field(default_factory=list)
-    close: bool = False
 
 
 @dataclass
@@ -80,6 +78,7 @@ class Routes:
         self.app = service.app
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         table: list[tuple[str, dict[str, Endpoint]]] = [
+            (r"\*", {}),  # OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7)
             (r"/", {"GET": self.index}),
             (r"/infer", {"GET": self.infer_query, "POST": self.infer}),
             (r"/streams/(?P<stream>[^/]+)", {"GET": self.follow, "DELETE": self.cancel}),
@@ -120,13 +119,16 @@ class Routes:
 
     def index(self, exchange: Exchange) -> Reply:
         host = exchange.request.field("host") or "localhost"
-        return Reply(200, index_text(self.service, f"http://{host}").encode(), TEXT)
+        return Reply(200, usage.page(self.service, f"http://{host}").encode(), TEXT)
 
     def live(self, exchange: Exchange) -> Reply:
         return Reply(200, b'{"live":true}')
 
     def ready(self, exchange: Exchange) -> Reply:
-        self.service.check_ready()
+        try:
+            self.service.check_ready()
+        except Unavailable as error:
+            return error_reply(error)  # not raised: to a probe that accepts events it must not look like a 200
         return Reply(200, b'{"ready":true}')
 
     def server_metadata(self, exchange: Exchange) -> Reply:
@@ -144,11 +146,10 @@ class Routes:
     def infer_query(self, exchange: Exchange) -> Outcome:
         if exchange.request.method == "HEAD":  # never starts anything
             return Reply(200, content_type=EVENT_STREAM if self.app.streaming else JSON)
-        if exchange.request.field("last-event-id") is not None:
-            return self._resume(exchange, exchange.request.field("last-event-id") or "", id_first=True)
+        last_event_id = self._last_event_id(exchange)
+        if last_event_id is not None:
+            return self._resume(last_event_id, id_first=True)
         call, reserved = protocol.read_query(exchange.request.query, self.app.schema)
-        if "last_event_id" in reserved:
-            return self._resume(exchange, reserved["last_event_id"], id_first=True)
         return self._start(
             exchange, call, outputs.Native(), None if self.app.streaming else render_flat, reserved, id_first=True
         )
@@ -191,9 +192,9 @@ class Routes:
         request = exchange.request
         if reserved is None:
             reserved = protocol.reserved_query(request.query)
-            last_event_id = request.field("last-event-id") or reserved.get("last_event_id")
+            last_event_id = self._last_event_id(exchange)
             if last_event_id is not None:
-                return self._resume(exchange, last_event_id)
+                return self._resume(last_event_id)
         detached = "respond-async" in request.tokens("prefer")
         stream, new = self._open(exchange, None if render and not detached else dialect, detached)
         if new:
@@ -201,7 +202,7 @@ class Routes:
                 stream,
                 call.inputs,
                 None if detached else render,
-                call.id or exchange.request_id,
+                usable_id(call.id) or exchange.request_id,
                 request.field("traceparent"),
             )
             self.service.engine.submit(job)
@@ -223,6 +224,10 @@ class Routes:
         self.service.engine.reserve()
         try:
             stream, new = self.service.store.open(dialect, key, detached=detached)
+            if new and self.service.draining:  # looked at again: a drain that has begun since may have missed it
+                stream.fail("shutting_down", "The server is shutting down.")
+                self.service.store.forget(stream)
+                self.service.check_ready()
         except BaseException:
             self.service.engine.release()
             raise
@@ -232,14 +237,21 @@ class Routes:
 
     # ---- Streams
 
-    def _resume(self, exchange: Exchange, last_event_id: str, *, id_first: bool = False) -> Outcome:
+    def _last_event_id(self, exchange: Exchange) -> str | None:
+        """Return where the client is: the header wins over the query, where the app may have an input of that name."""
+        in_query = None
+        if exchange.request.method == "POST" or LAST_EVENT_ID not in self.app.schema.inputs:
+            in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
+        return exchange.request.field("last-event-id") or in_query
+
+    def _resume(self, last_event_id: str, *, id_first: bool = False) -> Outcome:
         event_id = sse.parse_event_id(last_event_id)
         return followed(self.service.store.get(event_id.stream), event_id.number, id_first=id_first)
 
     def follow(self, exchange: Exchange) -> Outcome:
         stream = self.service.store.get(exchange.params["stream"])
-        reserved = protocol.reserved_query(exchange.request.query)
-        last_event_id = exchange.request.field("last-event-id") or reserved.get("last_event_id")
+        in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
+        last_event_id = exchange.request.field("last-event-id") or in_query
         number = 0
         if last_event_id is not None:
             event_id = sse.parse_event_id(last_event_id)
@@ -292,6 +304,8 @@ def answer(stream: Stream) -> Reply:
         raise InferTimeout(message)
     if code in ("cancelled", "shutting_down"):
         raise Unavailable(message)
+    if code == BadRequest.code:  # it asked for an output that the app does not have
+        raise BadRequest(message)
     raise AppFailed(message)
 
 
@@ -318,36 +332,6 @@ def error_reply(error: ShimError, request_id: str = "") -> Reply:
     return Reply(error.status, outputs.encode(error.body()), fields=list(error.headers))
 
 
-def curl_line(service: Service, base: str) -> str:
-    """Write a curl command, made of the schema's own examples, that works when pasted into a shell."""
-    body = json.dumps(service.app.schema.example(), ensure_ascii=False)
-    return f"curl -N {shlex.quote(base + '/infer')} -d {shlex.quote(body)}"
-
-
-def index_text(service: Service, base: str) -> str:
-    """Say what runs here and how to call it."""
-    app = service.app
-    kind = "a stream of Server-Sent Events" if app.streaming else "JSON"
-    inputs = "\n".join(
-        f"  {each.name:<20} {each.datatype:<8} shape {list(each.shape)}  {'required' if each.required else 'optional'}"
-        for each in app.schema.inputs.values()
-    )
-    return f"""{app.name} is {service.phase.value}. It answers with {kind}.
-
-Inputs:
-{inputs}
-
-Try it:
-  {curl_line(service, base)}
-
-Routes:
-  POST /infer                               inputs as JSON
-  GET  /infer?NAME=value                    the same from a browser's EventSource
-  GET  /streams/<id>                        follow or replay a stream; DELETE cancels it
-  POST /v2/models/{app.name}/infer           Inference Protocol v2
-  POST /v2/models/{app.name}/generate        one JSON answer
-  POST /v2/models/{app.name}/generate_stream a stream
-  GET  /v2/health/live, /v2/health/ready, /v2, /v2/models/{app.name}
-
-A stream that was cut goes on where it stopped: send the last id back as the Last-Event-ID header.
-"""
+def usable_id(text: str | None) -> str | None:
+    """Return a client's request id if it can stand in a header and in a log."""
+    return text if text and len(text) <= 128 and text.isascii() and text.isprintable() else None

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "inferless_shim"
 # fmt: off
 ORDER = [
     "errors", "config", "sse", "outputs", "strictjson", "schema", "protocol", "http1", "eventlog", "stream", "store",
-    "job", "loader", "isolation", "engine", "service", "usage", "routes", "follow", "handler", "app", "sdk", "cli",
+    "job", "loader", "isolation", "engine", "service", "usage", "routes", "origins", "follow",
+    "handler", "app", "sdk", "cli",
 ]
 # fmt: on
 NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server", "asyncio.streams"}
