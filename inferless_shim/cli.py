@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
@@ -23,6 +22,8 @@ from .usage import curl_line
 log = logging.getLogger(__name__)
 
 EXIT_STARTUP = 2
+# How often the main thread looks whether a signal has come.
+LOOK = 0.1
 
 
 class Signals:
@@ -30,21 +31,23 @@ class Signals:
 
     def __init__(self) -> None:
         self.loading = True
-        self._told = False
-        # Not an Event: its `set` takes a lock that the main thread may hold when the signal interrupts it.
-        self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.loading or self._told:
+        if self.loading or self._asked:
             os._exit(128 + number)
-        self._told = True
-        self._asked.put(number)
+        self._asked = True
 
     def wait(self) -> None:
-        """Return when a drain is asked for."""
-        self._asked.get()
+        """Return when a drain is asked for. Runs on the main thread, which alone runs Python's signal handlers.
+
+        Not by an Event, nor by a queue: a signal that comes just before their wait begins ends neither, and the
+        handler's `Event.set` would take a lock that the thread which it interrupts may hold.
+        """
+        while not self._asked:
+            time.sleep(LOOK)
 
 
 class LoadingLine:

@@ -124,13 +124,13 @@ class Engine:
             lost = [slot for slot in self._slots if slot.is_late(now, self.settings.stuck_grace) and not slot.stuck]
             for slot in lost:
                 slot.stuck = True
+        for _ in lost:
+            log.error("infer did not end %g s after its timeout; its slot is lost", self.settings.stuck_grace)
         for job in late:
             if job.stream.is_open:
                 job.stream.fail("timeout", f"infer took longer than {self.settings.infer_timeout:g} s.")
         for scope in scopes:
             scope.rescue()
-        for _ in lost:
-            log.error("infer did not end %g s after its timeout; its slot is lost", self.settings.stuck_grace)
 
     def stop(self, timeout: float) -> bool:
         """Run the app's `finalize` on its own thread once no other infer runs, or `timeout` is over.
@@ -258,7 +258,7 @@ class Engine:
 
     def _finish(self, job: Job, handler: StreamOutputHandler, result: Any) -> None:
         """End a job whose `infer` returned `result`. Raises what the result's conversion raises."""
-        if not job.stream.is_open:
+        if handler.cancelled or not job.stream.is_open:
             return
         if self.app.batched:
             result = unbatched(result)

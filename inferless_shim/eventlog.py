@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections import deque
 
 # Frames lie in blocks, and the oldest block is forgotten as a whole. One long buffer would be moved as it grows, and
 # malloc, which several threads have arenas of, keeps the holes: measured, twice the cap.
@@ -36,7 +35,7 @@ class EventLog:
         self.cap = cap
         self.end = 0
         self.last = 0
-        self._blocks = deque([Block(1, 0)])
+        self._blocks = [Block(1, 0)]
 
     def __len__(self) -> int:
         """Return how many bytes of frames are kept."""
@@ -67,7 +66,7 @@ class EventLog:
     def trim(self) -> None:
         """Forget the oldest blocks until the cap holds or only the newest is left."""
         while len(self) > self.cap and len(self._blocks) > 1:
-            self._blocks.popleft()
+            del self._blocks[0]
 
     def position_after(self, number: int) -> int | None:
         """Return where event `number` ends (0: where the stream starts); None if what follows it is forgotten.

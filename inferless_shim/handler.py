@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import secrets
+import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from . import http1, origins, sse
 from .errors import RequestTimeout, ShimError, Unavailable
@@ -30,6 +30,7 @@ from .routes import (
     error_reply,
     stream_fields,
     usable_id,
+    wants_events,
 )
 from .service import Service
 from .stream import Progress, Stream, Subscriber
@@ -90,7 +91,7 @@ class Handler:
 
     def _serve_one(self) -> bool:
         """Read a request and answer it; return whether another may follow."""
-        request_id = secrets.token_hex(8)
+        request_id = os.urandom(8).hex()
         request: Request | None = None
         self._body_read = False
         try:
@@ -246,19 +247,16 @@ class Handler:
         stream = outcome.stream
         pulled = request.version == (1, 0)
         place = (lambda: self.service.engine.position(stream)) if outcome.tell_place else None
-        with self._attached(
-            stream, outcome.number, self._stream_head(request, request_id, outcome), pulled
-        ) as attached:
-            if attached is None:
-                return self._carry_out(request, request_id, Reply(204, fields=stream_fields(stream)))
-            follower = Follower(
-                stream, *attached, heartbeat=self.settings.heartbeat, stall=self.settings.stall, place=place
-            )
-            if pulled:
-                self._close_by_reset(True)
-            follower.advance()  # the head goes out before infer runs
-            self.service.engine.notify()
-            progress = follower.follow()
+        progress = self._attach_and_follow(
+            stream,
+            outcome.number,
+            self._stream_head(request, request_id, outcome),
+            pulled,
+            self.settings.heartbeat,
+            place,
+        )
+        if progress is None:
+            return self._carry_out(request, request_id, Reply(204, fields=stream_fields(stream)))
         self._log(request, stream, progress)
         if progress is not Progress.ENDED:
             return False
@@ -271,37 +269,46 @@ class Handler:
     def _await(self, outcome: Await) -> Reply:
         """Wait for an answer that is not a stream. Raises its ShimError, or ClientGone."""
         stream = outcome.stream
-        progress = Progress.ENDED
+        progress = None
         try:
-            with self._attached(stream, 0, b"", pulled=True) as attached:
-                if attached is not None:
-                    self.service.engine.notify()
-                    progress = Follower(stream, *attached, heartbeat=math.inf, stall=self.settings.stall).follow()
+            progress = self._attach_and_follow(stream, 0, b"", True, math.inf)
         finally:
             if not stream.keyed:  # nobody else can ever ask for it
                 stream.fail("cancelled", "The client has gone.")
                 self.service.store.forget(stream)
-        if progress is not Progress.ENDED:
+        if progress not in (Progress.ENDED, None):
             raise ClientGone("before its answer was ready")
         return answer(stream)
 
-    @contextlib.contextmanager
-    def _attached(
-        self, stream: Stream, number: int, head: bytes, pulled: bool
-    ) -> Iterator[tuple[Subscriber, Link] | None]:
-        """Attach for the time of the block, with None if nothing follows event `number`.
+    def _attach_and_follow(
+        self,
+        stream: Stream,
+        number: int,
+        head: bytes,
+        pulled: bool,
+        heartbeat: float,
+        place: Callable[[], int | None] | None = None,
+    ) -> Progress | None:
+        """Attach after event `number`, let the job run, follow to the end; None if nothing follows that event.
 
-        Whatever ends the block, the socket is detached before it can be closed.
+        Whatever ends it, the socket is detached before it can be closed.
         """
         if self._link is None:
             self._link = Link(self.sock)
         prepare(self.sock, self.settings.stall)
         subscriber = Subscriber(self.sock.send, self._link.waker.wake, head=head, pulled=pulled)
         if not stream.attach(subscriber, number):
-            yield None
-            return
+            return None
         try:
-            yield subscriber, self._link
+            if pulled and head:
+                self._close_by_reset(True)
+            del head  # for as long as the stream runs
+            follower = Follower(
+                stream, subscriber, self._link, heartbeat=heartbeat, stall=self.settings.stall, place=place
+            )
+            follower.advance()  # the head goes out before infer runs
+            self.service.engine.notify()
+            return follower.follow()
         finally:
             stream.detach(subscriber)
 
@@ -341,8 +348,3 @@ class Handler:
             "%s %s followed %s %s, %d events", request.method, request.path, stream.id[:8],
             ends.get(progress, "until the client left"), stream.log.last,
         )  # fmt: skip
-
-
-def wants_events(request: Request) -> bool:
-    accepted = [member.partition(";")[0].strip() for member in request.tokens("accept")]
-    return request.method == "GET" and "text/event-stream" in accepted

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
@@ -44,7 +43,8 @@ SINGLE = ("host", "authorization", "origin", "sec-fetch-site", "last-event-id", 
 Fields = list[tuple[str, str]]
 Kind = Enum("Kind", "NONE LENGTH CHUNKED")
 BodyState = Enum("BodyState", "SIZE DATA TRAILERS DONE")
-imf_fixdate = lru_cache(maxsize=1)(formatdate)  # made once a second (RFC 9110 §5.6.7)
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +280,20 @@ class BodyDecoder:
             self._state = BodyState.DONE
 
 
+@lru_cache(maxsize=1)
+def imf_fixdate(seconds: int) -> str:
+    """Write a time as HTTP does, in English whatever the locale (RFC 9110 §5.6.7). Made once a second."""
+    at = time.gmtime(seconds)
+    return (
+        f"{DAYS[at.tm_wday]}, {at.tm_mday:02} {MONTHS[at.tm_mon - 1]} {at.tm_year} "
+        f"{at.tm_hour:02}:{at.tm_min:02}:{at.tm_sec:02} GMT"
+    )
+
+
 def response_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """Return status line, Date and `fields`. Raises ValueError if a field is no Latin-1 or would split the head."""
     lines = [f"HTTP/1.1 {status:d} {HTTPStatus(status).phrase}".encode("ascii")]
-    for name, value in (("Date", imf_fixdate(int(time.time()), usegmt=True)), *fields):
+    for name, value in (("Date", imf_fixdate(int(time.time()))), *fields):
         line = f"{name}: {value}".encode("latin-1")
         if ":" in name or not FIELD.fullmatch(line):
             raise ValueError(f"a response field must be one line, name and value: {name!r}")

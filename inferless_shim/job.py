@@ -71,14 +71,14 @@ class StreamOutputHandler:
             self._stream.check_open()  # raises, before anything that an app would swallow
         if not isinstance(output, dict):
             raise TypeError(f"send_streamed_output takes a dict, not a {type(output).__name__}")
-        first = self.sent_nothing
+        before = self._schema.kinds
         try:
             self._send(self._schema.conform(output))
         except outputs.SchemaChanged as error:
             self._stream.fail("schema_changed", str(error))
             raise
         except (TypeError, ValueError):
-            if first:  # what was not sent fixes no schema
+            if before is None:  # what was not sent fixes no schema
                 self._schema.kinds = None
             raise
         return ALREADY_SENT

@@ -6,7 +6,6 @@ The route alone decides the kind of answer (CONTRACT.md §8). What is decided he
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -314,6 +313,8 @@ def idempotency_key(exchange: Exchange) -> IdempotencyKey | None:
     value = exchange.request.field("idempotency-key")
     if value is None or exchange.request.method != "POST":
         return None
+    import hashlib  # OpenSSL, 3 MB, which only this needs
+
     fingerprint = hashlib.sha256(exchange.request.path.encode() + b"\0" + exchange.body).digest()
     return IdempotencyKey(value, fingerprint)
 
@@ -335,3 +336,8 @@ def error_reply(error: ShimError, request_id: str = "") -> Reply:
 def usable_id(text: str | None) -> str | None:
     """Return a client's request id if it can stand in a header and in a log."""
     return text if text and len(text) <= 128 and text.isascii() and text.isprintable() else None
+
+
+def wants_events(request: Request) -> bool:
+    accepted = [member.partition(";")[0].strip() for member in request.tokens("accept")]
+    return request.method == "GET" and "text/event-stream" in accepted

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +37,8 @@ class Cls:
 
 def call(url: str, workspace_api_key: str | None = None, data: dict[str, Any] | None = None, **more: Any) -> Any:
     """POST `data` (or `inputs=…`) to a server as JSON and return its JSON answer. Raises urllib.error.HTTPError."""
+    import urllib.request  # with OpenSSL, 5 MB, which only a call needs
+
     body = json.dumps(data if data is not None else more.get("inputs", {})).encode()
     headers = {"Content-Type": "application/json"}
     if workspace_api_key:

@@ -380,7 +380,8 @@ class StopTests(TestCase):
 
     def test_signal_in_the_middle_of_a_wait(self) -> None:
         """What went wrong: the handler set an Event while the main thread, which it had interrupted, held that Event's
-        lock: the process hung, and a second signal was not heard either."""
+        lock: the process hung, and a second signal was not heard either. A signal that came between the last look for
+        signals and the wait itself was not heard until the next one."""
         program = """
 import os, signal, sys, threading
 from inferless_shim.cli import Signals
