@@ -36,6 +36,8 @@ TICK = 0.1
 DESCRIPTORS_EACH, DESCRIPTORS_SPARE = 2, 128
 # How long handlers may go on writing what is logged, once all streams have ended.
 FLUSH_TIME = 5.0
+# How long `finalize` has at least.
+FINALIZE_TIME = 10.0
 
 
 class Server(socketserver.TCPServer):
@@ -171,7 +173,7 @@ class Server(socketserver.TCPServer):
             stream.fail("shutting_down", "The server is shutting down; start a new request.")
         self._end_waiting_connections(new=True)
         wait_until(lambda: not self._handlers, FLUSH_TIME)
-        finalized = service.engine.stop(settings.stuck_grace)
+        finalized = service.engine.stop(max(settings.stuck_grace, FINALIZE_TIME))
         self.shutdown()
         self.server_close()
         return finalized

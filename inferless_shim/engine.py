@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from typing import Any
 
-from . import isolation, outputs
+from . import isolation, outputs, streamers
 from .config import Settings
 from .errors import ShimError, StartupError, Unavailable
 from .job import Job, StreamOutputHandler
@@ -53,7 +53,7 @@ class Engine:
         self._reserved = 0
         self._stopping = False
         self._others_ended = threading.Event()  # when stopping: `finalize` may run
-        self._streamers = isolation.Streamers()
+        self._streamers = streamers.Streamers()
         self._threads = [
             threading.Thread(target=self._serve, args=(slot, number), name=f"infer-{number}", daemon=True)
             for number, slot in enumerate(self._slots)
@@ -187,12 +187,12 @@ class Engine:
             self.app.load()
             holders = [self.app.instance, self.app.module]
             isolation.guard_all(holders)
-            shared = isolation.shared_streamers(holders)
+            shared = streamers.shared_streamers(holders)
             if shared and self.settings.concurrency > 1:
                 raise StartupError(
                     "This app keeps one streamer for all its requests, so their texts would mix; use --concurrency 1."
                 )
-            self._streamers = isolation.Streamers(shared)
+            self._streamers = streamers.Streamers(shared)
         except StartupError as error:
             self.failed = error
         except BaseException as error:
@@ -236,7 +236,7 @@ class Engine:
 
         alone = self.settings.concurrency == 1
         scope = isolation.Scope(
-            lambda: stream.failure is None, fail, self._streamers if alone else isolation.Streamers()
+            lambda: stream.failure is None, fail, self._streamers if alone else streamers.Streamers()
         )
         slot.scope = scope
         handler = StreamOutputHandler(job, self.settings.max_event, self.settings.log_cap)

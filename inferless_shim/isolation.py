@@ -3,35 +3,29 @@
 Public streaming apps keep one streamer for all requests and start `model.generate` on a thread of their own. So a
 thread started while `infer` runs belongs to its request (a `Scope`): when the request is cancelled, that thread's next
 `streamer.put` raises; when the thread dies, the request fails and the `for text in streamer` that would wait for ever
-is released; the slot is free when all of them have ended. Nothing is imported here: a streamer is known by its methods
-`put` and `end`, transformers' by what `sys.modules` holds already.
+is released; the slot is free when all of them have ended.
 """
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import concurrent.futures.thread
 import contextlib
 import functools
 import inspect
 import logging
-import queue
-import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .stream import Cancelled
+from .streamers import Streamers, defined, is_streamer_class, keep_state, release, streamer_classes
 
 log = logging.getLogger(__name__)
 
-TRANSFORMERS = "transformers.generation.streamers"
 # A put takes milliseconds. One that takes longer is blocked, in a queue that the next request does not have.
 PUT_TIME = 1.0
-# Where a streamer carries the state that it had before its first use, and a class that it is guarded.
-INITIAL = "_initial_by_shim"
+# Where a class carries that it is guarded.
 GUARDED = "_guarded_by_shim"
 
 
@@ -171,123 +165,6 @@ class Scope:
         with contextlib.suppress(Cancelled), self.feeding():
             for streamer in list(fed) if self.is_wanted() else self.streamers.alive():
                 release(streamer)
-
-
-def release(streamer: Any) -> None:
-    """Make `for text in streamer` end."""
-    keep_state(streamer)
-    try:
-        if hasattr(streamer, "on_finalized_text"):
-            streamer.on_finalized_text("", stream_end=True)
-        else:
-            streamer.end()
-    except Cancelled:
-        pass  # it sends what it gets, and nobody wants it
-    except Exception:
-        log.warning("a streamer of type %s could not be released", type(streamer).__name__, exc_info=True)
-
-
-class Streamers:
-    """The streamers that requests use. Each carries the state that it had before its first use.
-
-    The state lies in the streamer, not here: it may lead back to the streamer and would keep it for ever.
-    """
-
-    def __init__(self, found: Iterable[Any] = ()) -> None:
-        self._known: dict[int, weakref.ref[Any]] = {}
-        for streamer in found:
-            self.note(streamer)
-            keep_state(streamer)
-
-    def note(self, streamer: Any) -> None:
-        """Remember a streamer that a request has made, or is about to use."""
-        known = self._known.get(id(streamer))
-        if known is None or known() is not streamer:
-            with contextlib.suppress(TypeError):  # one with __slots__: nobody is released, but its put raises, too
-                self._known[id(streamer)] = weakref.ref(streamer)
-
-    def alive(self) -> list[Any]:
-        return [streamer for known in list(self._known.values()) if (streamer := known()) is not None]
-
-    def renew(self) -> None:
-        """Give every streamer the state of a new one, for the request that begins."""
-        self._known = {id(streamer): weakref.ref(streamer) for streamer in self.alive()}
-        for streamer in self.alive():
-            state = state_of(streamer)
-            if INITIAL in state:  # else nobody has used it yet
-                for added in state.keys() - state[INITIAL].keys() - {INITIAL}:
-                    del state[added]
-                state.update(fresh_state(state[INITIAL]))
-
-
-def keep_state(streamer: Any) -> None:
-    """Have a streamer carry the state that it has now, if this is its first use."""
-    state = state_of(streamer)
-    if INITIAL not in state:
-        state[INITIAL] = fresh_state(state)
-
-
-def state_of(streamer: Any) -> dict[str, Any]:
-    return getattr(streamer, "__dict__", {})
-
-
-def fresh_state(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: fresh(value) for name, value in state.items() if name != INITIAL}
-
-
-def fresh(value: Any, depth: int = 3) -> Any:
-    """Return an empty queue for a queue, a copy for a container, anything else as it is."""
-    if isinstance(value, queue.SimpleQueue):
-        return type(value)()
-    if defined(type(value), "put_nowait"):
-        try:
-            return type(value)(value.maxsize)
-        except (AttributeError, TypeError):
-            return value  # a class that wants something else than a size
-    if type(value) is dict:
-        return {key: fresh(each, depth - 1) for key, each in value.items()} if depth else dict(value)
-    if type(value) in (list, tuple, set):
-        return type(value)(fresh(each, depth - 1) for each in value) if depth else type(value)(value)
-    return collections.deque(value, value.maxlen) if type(value) is collections.deque else value
-
-
-# ---- Which classes are streamers
-
-
-def attributes(holder: Any) -> list[Any]:
-    return list(vars(holder).values()) if hasattr(holder, "__dict__") else []
-
-
-def defined(made: type, name: str) -> Any:
-    """Look a name up in a class without asking the class: transformers' dummies raise ImportError when asked."""
-    return next((vars(base)[name] for base in made.__mro__ if name in vars(base)), None)
-
-
-def is_streamer_class(made: type) -> bool:
-    """Tell a streamer by what `model.generate` calls on it."""
-    return callable(defined(made, "put")) and callable(defined(made, "end"))
-
-
-def shared_streamers(holders: Iterable[Any]) -> list[Any]:
-    """Find the streamers that an app keeps for all its requests."""
-    found = {id(value): value for holder in holders for value in attributes(holder) if is_streamer_class(type(value))}
-    return list(found.values())
-
-
-def streamer_classes(holders: Iterable[Any]) -> Iterator[type]:
-    """Find the streamer classes in reach: of the app's own objects, and transformers' where that is loaded."""
-    for holder in [*holders, sys.modules.get(TRANSFORMERS)]:
-        for value in attributes(holder):
-            made = value if issubclass(type(value), type) else type(value)
-            if is_streamer_class(made):
-                yield from with_subclasses(made)
-
-
-def with_subclasses(made: type) -> Iterator[type]:
-    yield made
-    subclasses: list[type] = type.__subclasses__(made)
-    for each in subclasses:
-        yield from with_subclasses(each)
 
 
 # ---- Guards

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "inferless_shim"
 # fmt: off
 ORDER = [
     "errors", "config", "sse", "outputs", "strictjson", "schema", "protocol", "http1", "eventlog", "stream", "store",
-    "job", "loader", "isolation", "engine", "service", "usage", "routes", "origins", "follow",
+    "job", "loader", "streamers", "isolation", "engine", "service", "usage", "routes", "origins", "follow",
     "handler", "app", "sdk", "cli",
 ]
 # fmt: on

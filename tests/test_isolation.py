@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from inferless_shim import isolation
+from inferless_shim import isolation, streamers
 from inferless_shim.isolation import Scope, Streamers, current_scope
 from inferless_shim.stream import Cancelled
 from tests.support import MS, PATIENCE, FakeApp, TestCase, eventually
@@ -228,10 +228,10 @@ class Gates:
 
 class IsolationTest(TestCase):
     def setUp(self) -> None:
-        streamers = types.ModuleType(isolation.TRANSFORMERS)
+        theirs = types.ModuleType(streamers.TRANSFORMERS)
         for made in (BaseStreamer, TextStreamer, TextIteratorStreamer, AsyncTextIteratorStreamer):
-            setattr(streamers, made.__name__, made)
-        modules = {"transformers": types.ModuleType("transformers"), isolation.TRANSFORMERS: streamers}
+            setattr(theirs, made.__name__, made)
+        modules = {"transformers": types.ModuleType("transformers"), streamers.TRANSFORMERS: theirs}
         patched = unittest.mock.patch.dict(sys.modules, modules)
         patched.start()
         self.addCleanup(patched.stop)
@@ -1036,7 +1036,7 @@ class TestRenewal(IsolationTest):
                 self.streamer.timeout = 17.0
 
             def infer(self, inputs, handler):
-                seen.append((id(self.streamer), isolation.fresh_state(vars(self.streamer))))
+                seen.append((id(self.streamer), streamers.fresh_state(vars(self.streamer))))
                 seen[-1][1].pop("text_queue")
                 self.streamer.note = "set by a request"
                 self.streamer.decode_kwargs["more"] = 1
@@ -1065,14 +1065,14 @@ class TestRenewal(IsolationTest):
         for made in (queue.Queue, queue.LifoQueue, queue.PriorityQueue, asyncio.Queue):
             full_queue = made(3)
             full_queue.put_nowait(1)
-            fresh = isolation.fresh(full_queue)
+            fresh = streamers.fresh(full_queue)
             self.assertIs(type(fresh), made)
             self.assertTrue(fresh.empty())
             self.assertEqual(fresh.maxsize, 3)
-        self.assertIsInstance(isolation.fresh(queue.SimpleQueue()), queue.SimpleQueue)
+        self.assertIsInstance(streamers.fresh(queue.SimpleQueue()), queue.SimpleQueue)
         shared = object()
         state = {"caches": [[1], [2]], "queues": (queue.Queue(),), "deque": collections.deque([1], 5), "set": {shared}}
-        fresh = isolation.fresh(state)
+        fresh = streamers.fresh(state)
         self.assertEqual(fresh["caches"], [[1], [2]])
         self.assertIsNot(fresh["caches"][0], state["caches"][0])
         self.assertIsNot(fresh["queues"][0], state["queues"][0])
@@ -1081,7 +1081,7 @@ class TestRenewal(IsolationTest):
         self.assertEqual(fresh["set"], {shared})
         loop: list[Any] = []
         loop.append(loop)
-        isolation.fresh(loop)  # comes to an end
+        streamers.fresh(loop)  # comes to an end
 
     def test_fresh_of_a_queue_that_cannot_be_made_anew_is_itself(self):
         """A queue class that wants more than a size is left as it is, rather than failing every request."""
@@ -1091,7 +1091,7 @@ class TestRenewal(IsolationTest):
                 super().__init__()
 
         odd = Odd("a", "b")
-        self.assertIs(isolation.fresh(odd), odd)
+        self.assertIs(streamers.fresh(odd), odd)
 
 
 class TestOutliving(IsolationTest):
@@ -1451,14 +1451,14 @@ class TestKinds(IsolationTest):
 
         class App(PerRequest):
             def infer(self, inputs, handler):
-                if isolation.TRANSFORMERS not in sys.modules:
+                if streamers.TRANSFORMERS not in sys.modules:
                     import_transformers()
-                streamer = sys.modules[isolation.TRANSFORMERS].Late()
+                streamer = sys.modules[streamers.TRANSFORMERS].Late()
                 self.start(inputs["TEXT"], streamer)
                 for text in iter(streamer.texts.get, None):
                     handler.send_streamed_output({"OUT": text})
 
-        del sys.modules[isolation.TRANSFORMERS]  # the patch of setUp puts it back
+        del sys.modules[streamers.TRANSFORMERS]  # the patch of setUp puts it back
         self.assert_stops_and_goes_on(App)
 
     def test_streamer_of_a_timer_and_a_nested_thread(self):
@@ -1532,8 +1532,8 @@ class TestKinds(IsolationTest):
                 raise ImportError("requires torch")
 
         holder = types.SimpleNamespace(proxy=Proxy(), dummy=Dummy("D", (), {}), streamer=TextStreamer(Tokenizer()))
-        self.assertEqual(isolation.shared_streamers([holder]), [holder.streamer])
-        self.assertIn(TextStreamer, list(isolation.streamer_classes([holder])))
+        self.assertEqual(streamers.shared_streamers([holder]), [holder.streamer])
+        self.assertIn(TextStreamer, list(streamers.streamer_classes([holder])))
 
 
 class TestScope(IsolationTest):
@@ -1565,7 +1565,7 @@ class TestScope(IsolationTest):
         isolation.guard(Broken)
         scope = Scope(lambda: True, lambda error: None, Streamers())
         scope.joined("token", "generate")
-        with self.assertLogs("inferless_shim.isolation", logging.WARNING) as logs, scope.working("token"):
+        with self.assertLogs("inferless_shim.streamers", logging.WARNING) as logs, scope.working("token"):
             Broken().put(1)
         self.assertIn("Broken could not be released", logs.output[0])
         self.assertEqual(scope.wait_for_threads(PATIENCE), [])
