@@ -25,6 +25,7 @@ from typing import Any
 from harness import MB, Cores, Server, cpu_seconds, generate, generator, ours, pinned, progress, rss, serve, spread
 
 CROWD = 50
+STREAM = 64 * 1024  # what the README allows a running stream beside its log
 MIB = 1 << 20
 # 1,000 events/s of 160 bytes; the first 2 s, in which buffers fill, are not timed.
 TIMED = {"PERIOD_US": 1000, "SIZE": 100, "TIMED": 2000}
@@ -174,7 +175,8 @@ def measure_memory(cores: Cores, times_cap: int) -> dict[str, Any]:
             time.sleep(1)
             settle(server)
             after, peak = rss(server.pid), rss(server.pid, "VmHWM")
-    return {"before": before, "grew": after - before, "peak": peak - before, "bound": CROWD * cap / MB}
+    bound = CROWD * (cap * 9 / 8 + STREAM) / MB
+    return {"before": before, "grew": after - before, "peak": peak - before, "bound": bound}
 
 
 def print_memory(memory: dict[str, Any], times_cap: int) -> bool:
@@ -182,7 +184,7 @@ def print_memory(memory: dict[str, Any], times_cap: int) -> bool:
     print(f"\n{CROWD} streams that nobody reads, each {times_cap} times its log's cap of 1 MiB")
     print(
         f"  the server had {memory['before']:.1f} MB, grew by {memory['grew']:.1f} MB and by {memory['peak']:.1f} MB "
-        f"at its peak; the logs' bound is {memory['bound']:.1f} MB: {'within' if fine else 'ABOVE'}"
+        f"at its peak; the bound that the README states is {memory['bound']:.1f} MB: {'within' if fine else 'ABOVE'}"
     )
     return fine
 

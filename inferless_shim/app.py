@@ -36,7 +36,7 @@ TICK = 0.1
 DESCRIPTORS_EACH, DESCRIPTORS_SPARE = 2, 128
 # How long handlers may go on writing what is logged, once all streams have ended.
 FLUSH_TIME = 5.0
-# How long `finalize` has at least.
+# How long `finalize` may take at least.
 FINALIZE_TIME = 10.0
 
 
@@ -171,12 +171,16 @@ class Server(socketserver.TCPServer):
         wait_until(lambda: not service.engine.busy and not service.store.running(), settings.drain)
         for stream in service.store.running():
             stream.fail("shutting_down", "The server is shutting down; start a new request.")
-        self._end_waiting_connections(new=True)
-        wait_until(lambda: not self._handlers, FLUSH_TIME)
-        finalized = service.engine.stop(max(settings.stuck_grace, FINALIZE_TIME))
+        wait_until(self._is_deserted, FLUSH_TIME)
+        finalized = service.engine.stop(settings.stuck_grace, max(settings.stuck_grace, FINALIZE_TIME))
         self.shutdown()
         self.server_close()
         return finalized
+
+    def _is_deserted(self) -> bool:
+        """Whether no connection is left, once those that want nothing, new ones as well, have been ended."""
+        self._end_waiting_connections(new=True)
+        return not self._handlers
 
     def _end_waiting_connections(self, *, new: bool = False) -> None:
         """End the connections that wait for a request; those that wait for their first one only if `new`."""

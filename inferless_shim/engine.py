@@ -53,6 +53,7 @@ class Engine:
         self._reserved = 0
         self._stopping = False
         self._others_ended = threading.Event()  # when stopping: `finalize` may run
+        self._finalizing = threading.Event()  # and it does
         self._streamers = streamers.Streamers()
         self._threads = [
             threading.Thread(target=self._serve, args=(slot, number), name=f"infer-{number}", daemon=True)
@@ -132,10 +133,10 @@ class Engine:
         for scope in scopes:
             scope.rescue()
 
-    def stop(self, timeout: float) -> bool:
+    def stop(self, timeout: float, finalize_timeout: float | None = None) -> bool:
         """Run the app's `finalize` on its own thread once no other infer runs, or `timeout` is over.
 
-        Return False if an infer is stuck, or `finalize` takes longer than `timeout`.
+        Return False if an infer is stuck, or `finalize` takes longer than its own timeout.
         """
         with self.lock:
             self._stopping = True
@@ -145,8 +146,8 @@ class Engine:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
         self._others_ended.set()
-        if self._threads[0].is_alive():
-            self._threads[0].join(timeout)
+        if self._threads[0].is_alive() and self._finalizing.wait(timeout):
+            self._threads[0].join(timeout if finalize_timeout is None else finalize_timeout)
         return not any(thread.is_alive() for thread in self._threads)
 
     # ---- Needs self.lock
@@ -179,6 +180,7 @@ class Engine:
             pass
         if number == 0:
             self._others_ended.wait()
+            self._finalizing.set()
             self.app.finalize()
         close_event_loop()
 

@@ -276,7 +276,11 @@ class Client:
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(timeout)
-        self.sock.connect(("127.0.0.1", port))
+        try:
+            self.sock.connect(("127.0.0.1", port))
+        except BaseException:
+            self.sock.close()
+            raise
         self._buffer = b""
 
     def __enter__(self) -> Client:
@@ -352,15 +356,16 @@ class TestCase(unittest.TestCase):
 
 
 class SharedServer(TestCase):
-    """Tests that leave nothing behind share one server: of `words`, unless a subclass wants another."""
+    """Tests that leave nothing behind share one server: of `infer` with `settings`, which a subclass may change."""
 
     server: Server
     port: int
+    infer: Callable[..., Any] = staticmethod(words)
     settings: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def setUpClass(cls) -> None:
-        context = serving(words, **cls.settings)
+        context = serving(cls.infer, **cls.settings)
         cls.server = context.__enter__()
         cls.addClassCleanup(context.__exit__, None, None, None)
         cls.port = cls.server.port

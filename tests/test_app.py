@@ -81,8 +81,9 @@ class ListenTests(TestCase):
 
     def test_no_name_lookup(self) -> None:
         """Listening asks no name server who we are (http.server does, which can take half a minute)."""
-        with mock.patch("socket.getfqdn", side_effect=AssertionError), mock.patch(
-            "socket.gethostbyaddr", side_effect=AssertionError
+        with (
+            mock.patch("socket.getfqdn", side_effect=AssertionError),
+            mock.patch("socket.gethostbyaddr", side_effect=AssertionError),
         ):
             self.make(port=0)
 
@@ -124,7 +125,8 @@ class ConnectionTests(TestCase):
             with (
                 mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")),
                 self.assertLogs("inferless_shim.app", "WARNING"),
-                Client(server.port) as client,contextlib.suppress(ConnectionResetError)
+                Client(server.port) as client,
+                contextlib.suppress(ConnectionResetError),
             ):
                 self.assertEqual(client.read_some(), b"")
             self.assertEqual(ask(server.port, "GET", "/v2").status, 200)
@@ -374,7 +376,9 @@ class DrainTests(TestCase):
             for response in (running, queued):
                 response.read()
                 self.assertTrue(response.complete)
-                self.assertEqual((response.events[-1].event, response.events[-1].data["code"]), ("error", "shutting_down"))
+                self.assertEqual(
+                    (response.events[-1].event, response.events[-1].data["code"]), ("error", "shutting_down")
+                )
             self.assertEqual(Response(answer).read().status, 503)
             thread.join()
         self.assertTrue(self.finalized)
@@ -416,6 +420,32 @@ class DrainTests(TestCase):
             thread = self.drain(server)
             self.assertEqual(len(response.read().events), 1001)
             self.assertTrue(response.complete)
+            thread.join()
+
+    def test_connection_that_comes_late(self) -> None:
+        """A connection that comes while the last bytes are written, and says nothing, does not hold the exit.
+
+        What went wrong: silent connections were ended once, before the wait for those that still write.
+        """
+
+        def infer(inputs: dict[str, Any], handler: Any) -> None:
+            for number in range(1000):
+                handler.send_streamed_output({"N": number, "FILLER": "x" * 1000})
+
+        server = self.serve(infer, read_timeout=600)
+        with (
+            mock.patch.object(app, "FLUSH_TIME", 600),
+            Client(server.port, receive_buffer=4096) as client,
+            mock.patch.object(server, "_is_deserted", wraps=server._is_deserted) as look,
+        ):
+            response = client.request("POST", "/infer", {"TEXT": ""})
+            eventually(lambda: not server.service.store.running())
+            thread = self.drain(server)
+            eventually(lambda: look.called)
+            with Client(server.port) as silent:
+                eventually(lambda: len(server._handlers) == 2)
+                self.assertEqual(silent.read_some(), b"")
+            self.assertTrue(response.read().complete)
             thread.join()
 
     def test_wait_until(self) -> None:

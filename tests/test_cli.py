@@ -131,8 +131,8 @@ class StartTests(TestCase):
     def test_terminal(self) -> None:
         """On a terminal there is a live line while it loads, and nothing is left of it afterwards."""
         terminal, theirs = os.openpty()
-        folder = self.folder("import time\ntime.sleep(0.5)\n" + "class InferlessPythonModel:\n def infer(self, i): pass",
-                             "INPUT_SCHEMA = {}")  # fmt: skip
+        app = "import time\ntime.sleep(0.5)\nclass InferlessPythonModel:\n def infer(self, inputs): pass"
+        folder = self.folder(app, "INPUT_SCHEMA = {}")
         command = [sys.executable, str(ROOT / "server.py"), "--model", str(folder), "--port", "0"]
         process = subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL)
         os.close(theirs)
@@ -149,7 +149,7 @@ class StartTests(TestCase):
     def test_curl_line_works_when_pasted(self) -> None:
         """Whatever the schema's examples hold, the printed line gives the app exactly them."""
         examples = {
-            "QUOTES": "it's \"quoted\" `id` $HOME $(id) !! \\n \\ & ; | < > # * ? ~",
+            "QUOTES": 'it\'s "quoted" `id` $HOME $(id) !! \\n \\ & ; | < > # * ? ~',
             "LINES": "one\ntwo\r\n\tthree\0",
             "WORDS": "héllo 日本語 😀 \u2028",
             "@": "@/etc/passwd",
@@ -212,8 +212,7 @@ class StartTests(TestCase):
 
     def test_stdout_is_the_apps(self) -> None:
         """What the app prints is all that stdout gets, in its order."""
-        folder = self.folder(GATED, "INPUT_SCHEMA = {'TEXT': {'datatype': 'STRING', 'shape': [1]}}\n"
-                             "IS_STREAMING_OUTPUT = True")  # fmt: skip
+        folder = self.folder(GATED, StopTests.SCHEMA)
         (folder / "go").touch()
         with ServerProcess(folder) as server:
             self.assertEqual(len(ask(server.port, "POST", "/infer", {"TEXT": "go"}).events), 3)
@@ -362,7 +361,9 @@ class StopTests(TestCase):
 
     def test_threads_left_behind(self) -> None:
         """A thread that the app never ends does not hold the exit; what was printed is not lost."""
-        app = GATED.replace('print("initialize")', "threading.Thread(target=time.sleep, args=(600,), daemon=False).start()")
+        app = GATED.replace(
+            'print("initialize")', "threading.Thread(target=time.sleep, args=(600,), daemon=False).start()"
+        )
         server = self.start(app=app)
         server.wait_until_ready()
         server.process.send_signal(signal.SIGTERM)

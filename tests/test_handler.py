@@ -1,4 +1,4 @@
-"""One connection as its client sees it: requests in a row, refusals, streams that end, break, lag, or lose their reader."""
+"""One connection as its client sees it: requests in a row, refusals, streams that end, break, lag or lose a reader."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class ConnectionTests(SharedServer):
             self.assertTrue(still_good(client))
 
     def test_endpoint_that_fails(self) -> None:
-        """A mistake of ours is a 500 in JSON that gives nothing away, a traceback in the log, and no lost connection."""
+        """A mistake of ours is a 500 in JSON that tells nothing, and a traceback in the log; the connection goes on."""
         with (
             mock.patch("inferless_shim.protocol.server_metadata", side_effect=RuntimeError("/secret/path")),
             self.assertLogs("inferless_shim.handler", "ERROR") as logs,
@@ -448,7 +448,7 @@ class BrokenStreamTests(TestCase):
                 self.assertEqual([event.event for event in newest.events], [None, "done"])
 
     def test_failed_stream_ends_cleanly(self) -> None:
-        """An app that raises breaks nothing: the error is an event, the body ends as it should, the connection goes on."""
+        """An app that raises breaks nothing: the error is an event, the body has its end, the connection goes on."""
         with serving(self.puppet.infer) as server, Client(server.port) as client:
             self.puppet.send(OUT="a")
             self.puppet.fail(ValueError("no more"))
@@ -722,9 +722,7 @@ class CrossOriginTests(TestCase):
                 self.assertNotIn("access-control-allow-credentials", response.fields)
                 self.assertEqual(response.fields["vary"], "Origin")
                 exposed = {each.strip() for each in response.fields["access-control-expose-headers"].split(",")}
-                self.assertEqual(
-                    exposed, {"Stream-Id", "Content-Location", "Location", "Retry-After", "X-Request-Id"}
-                )
+                self.assertEqual(exposed, {"Stream-Id", "Content-Location", "Location", "Retry-After", "X-Request-Id"})
         self.assertEqual(ask(self.port, "GET", "/v2").fields["vary"], "Origin")
 
     def test_preflight(self) -> None:
@@ -808,7 +806,6 @@ class HeartbeatTests(TestCase):
             time.sleep(50 * MS)  # heartbeats would be due now
             self.assertNotIn(b": ka", response.read().body)
             self.assertEqual(len(parse_events(response.body.decode())), MANY + 1)
-
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 import unittest
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any, ClassVar
 from unittest import mock
@@ -141,14 +142,8 @@ class StreamingRouteTests(SharedServer):
 class PlainRouteTests(SharedServer):
     """The routes of an app that does not stream."""
 
-    @classmethod
-    def setUpClass(cls) -> None:
-        from tests.support import serving
-
-        context = serving(shout, streaming=False)
-        cls.server = context.__enter__()
-        cls.addClassCleanup(context.__exit__, None, None, None)
-        cls.port = cls.server.port
+    infer = staticmethod(shout)
+    settings: ClassVar[dict[str, Any]] = {"streaming": False}
 
     def test_native(self) -> None:
         """POST /infer, and GET with a query, answer with the app's dict as JSON."""
@@ -184,7 +179,9 @@ class PlainRouteTests(SharedServer):
     def test_v2_outputs(self) -> None:
         """Only the outputs that were asked for come back; one that the app does not have is the client's fault: 400."""
         body = {**FORMS[2][1], "outputs": [{"name": "LENGTH"}]}
-        self.assertEqual([each["name"] for each in ask(self.port, "POST", V2 + "/infer", body).json["outputs"]], ["LENGTH"])
+        self.assertEqual(
+            [each["name"] for each in ask(self.port, "POST", V2 + "/infer", body).json["outputs"]], ["LENGTH"]
+        )
         response = ask(self.port, "POST", V2 + "/infer", {**body, "outputs": [{"name": "SIZE"}]})
         self.assertEqual(response.status, 400)
         self.assertIn('"SIZE" is not an output', response.json["error"])
@@ -510,21 +507,18 @@ class ResumeTests(TestCase):
         """What is no event id of ours in form is 400 in a sentence that says how one looks."""
         stream = self.finished()
         for malformed in (stream, f"{stream}-", f"{stream}-x", f"{stream}-1.5", "7", "-1", f"{stream}/1",
-                          f"{stream}-1 ", f"{stream}-1, {stream}-2", "x" * 200 + "-1", f"{stream}-" + "1" * 30,
-                          "caf\xe9-1"):  # fmt: skip
+                          "x" * 200 + "-1", f"{stream}-1, {stream}-2", f"{stream}-{10**30}", "caf\xe9-1"):  # fmt: skip
+            header, query = {"Last-Event-ID": malformed}, "last_event_id=" + urllib.parse.quote(malformed)
             for response in (
-                ask(self.port, "POST", "/infer", {"TEXT": ""}, {"Last-Event-ID": malformed.strip() + "!"}),
-                ask(self.port, "GET", f"/streams/{stream}", None, {"Last-Event-ID": malformed + "!"}),
-                ask(self.port, "GET", f"/streams/{stream}?last_event_id=!" + malformed.replace(" ", "%20").replace("\xe9", "%C3%A9")),
+                ask(self.port, "POST", "/infer", {"TEXT": ""}, header),
+                ask(self.port, "POST", "/infer?" + query, {"TEXT": ""}),
+                ask(self.port, "GET", f"/streams/{stream}", None, header),
+                ask(self.port, "GET", f"/streams/{stream}?" + query),
+                ask(self.port, "GET", "/infer?TEXT=&" + query),
             ):
                 with self.subTest(malformed):
                     self.assertEqual(response.status, 400)
                     self.assertIn("malformed", response.json["error"])
-            if malformed != malformed.strip():
-                continue
-            with self.subTest(malformed):
-                response = ask(self.port, "POST", "/infer", {"TEXT": ""}, {"Last-Event-ID": malformed})
-                self.assertEqual(response.status, 400)
 
     def test_unknown(self) -> None:
         """A stream that never was is 404; one that was deleted after its end is 410."""
@@ -663,8 +657,12 @@ class PreferTests(TestCase):
     def test_accepted(self) -> None:
         """202 at once, with where to follow and that the preference was applied; the stream has the route's dialect."""
         port = self.serve(self.puppet.infer).port
-        for target, prefer in (("/infer", "respond-async"), (V2 + "/infer", "wait=10, Respond-Async"),
-                               (V2 + "/generate_stream", "respond-async"), (V2 + "/generate", "respond-async")):  # fmt: skip
+        for target, prefer in (
+            ("/infer", "respond-async"),
+            (V2 + "/infer", "wait=10, Respond-Async"),
+            (V2 + "/generate_stream", "respond-async"),
+            (V2 + "/generate", "respond-async"),
+        ):
             with self.subTest(target):
                 response = ask(port, "POST", target, {"TEXT": ""}, {"Prefer": prefer})
                 self.assertEqual(response.status, 202)
@@ -749,7 +747,11 @@ class IdempotencyTests(TestCase):
         port = self.serve(words).port
         key = {"Idempotency-Key": "k"}
         first = ask(port, "POST", "/infer", {"TEXT": "a"}, key)
-        for target, body in (("/infer", {"TEXT": "b"}), (V2 + "/infer", {"TEXT": "a"}), (V2 + "/generate", {"TEXT": "a"})):
+        for target, body in (
+            ("/infer", {"TEXT": "b"}),
+            (V2 + "/infer", {"TEXT": "a"}),
+            (V2 + "/generate", {"TEXT": "a"}),
+        ):
             response = ask(port, "POST", target, body, key)
             self.assertEqual(response.status, 422)
             self.assertIn("Idempotency-Key", response.json["error"])
@@ -919,7 +921,7 @@ class QueueTests(TestCase):
         self.puppet = Puppet()
 
     def test_full(self) -> None:
-        """Past the queue a request is 503 with Retry-After, in JSON, on every inference route; the connection goes on."""
+        """Past the queue a request is 503 in JSON with Retry-After on every inference route; the connection goes on."""
         server = self.serve(self.puppet.infer, queue=1)
         with Client(server.port) as running, Client(server.port) as waiting, Client(server.port) as client:
             running.request("POST", "/infer", {"TEXT": ""})
@@ -1167,8 +1169,6 @@ class QueryTests(TestCase):
         self.assertEqual(seen, [])
         self.assertEqual(ask(port, "GET", "/infer?TEXT=a%26+b&N=-7&B=1&token=x&progress=1").status, 200)
         self.assertEqual(seen, [{"TEXT": "a& b", "N": -7, "B": True}])
-
-
 
 
 if __name__ == "__main__":
