@@ -53,7 +53,7 @@ fuzz:  ## Feed the parsers and the stream what nobody should send, for FUZZ_TIME
 	$(PYTHON) -m tests.fuzz $(FUZZ_TIME)
 
 clean:  ## Remove what was made here; weights in your cache stay
-	rm -rf $(VENV) tests/e2e/node_modules bench/build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info tests/e2e/node_modules .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):

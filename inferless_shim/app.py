@@ -12,6 +12,7 @@ import socket
 import socketserver
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from .config import Settings
@@ -59,7 +60,7 @@ class Server(socketserver.TCPServer):
         try:
             found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             self.address_family = found[0][0]
-            super().__init__(found[0][4][:2], Handler)  # type: ignore[arg-type]
+            super().__init__(found[0][4], Handler)  # type: ignore[arg-type]
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot be a host's
             raise StartupError(
                 f"Cannot listen on {settings.host} port {settings.port}: {getattr(error, 'strerror', error)}; "
@@ -196,7 +197,7 @@ def busy_reply() -> bytes:
     return response_head(503, [*fields, ("Connection", "close")]) + body
 
 
-def wait_until(condition: Any, timeout: float) -> bool:
+def wait_until(condition: Callable[[], object], timeout: float) -> bool:
     """Wait for a condition that nobody announces; for the main thread, which has nothing else to do."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -1,4 +1,4 @@
-"""Flags in, serve. The only module, with `check` and `client`, that prints: to stderr, because stdout is the app's."""
+"""Flags in, serve. The only module that prints: to stderr, because stdout is the app's."""
 
 from __future__ import annotations
 
@@ -123,7 +123,10 @@ def leave(status: int, *, stuck: bool = False) -> int:
     """Return `status`, or exit with it here if a thread of the app's would keep the interpreter from ending."""
     left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if left or stuck:
-        log.warning("leaving threads behind: %s", ", ".join(thread.name for thread in left) or "an infer that is stuck")
+        log.warning(
+            "leaving threads behind: %s",
+            ", ".join(thread.name for thread in left) or "an infer or a finalize that does not end",
+        )
         logging.shutdown()
         with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
             sys.stdout.flush()

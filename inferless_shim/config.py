@@ -60,6 +60,14 @@ def size(text: str) -> int:
     return math.ceil(found)
 
 
+def positive_size(text: str) -> int:
+    """Read a size above 0. Raises ValueError."""
+    found = size(text)
+    if found < 1:
+        raise ValueError(f"{text!r} is too small; a size above 0 is needed")
+    return found
+
+
 def count(text: str) -> int:
     """Read a whole number of at least 0. Raises ValueError."""
     if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
@@ -112,7 +120,7 @@ def resolved_path(text: str) -> Path:
 
 def name(text: str) -> str:
     """Read a model name: what can stand in a URL's path unescaped. Raises ValueError."""
-    if not re.fullmatch(r"[0-9A-Za-z._~-]{1,128}", text):
+    if not re.fullmatch(r"[0-9A-Za-z._~-]{1,128}", text) or text in (".", ".."):
         raise ValueError(f"{text!r} is not a model name; use letters, digits, dots, dashes and underscores")
     return text
 
@@ -140,7 +148,7 @@ class Settings:
     # One thread each; past it a connection is told 503 and closed.
     max_connections: int = setting(1024, at_least_one, "network", "N", "connections at once")
     # An API's base64 image fits; nothing a schema allows needs more.
-    max_body: int = setting(10 * MIB, size, "network", "BYTES", "largest request body")
+    max_body: int = setting(10 * MIB, positive_size, "network", "BYTES", "largest request body")
     read_timeout: float = setting(
         10.0, positive_seconds, "network", "S", "longest wait for a request's head, and for its body"
     )
@@ -154,7 +162,7 @@ class Settings:
     # Inferless's own limit.
     infer_timeout: float = setting(180.0, positive_seconds, "running", "S", "longest infer, waiting not included")
     stuck_grace: float = setting(
-        10.0, seconds, "running", "S", "how long a cancelled or late infer, or a thread it left, may go on"
+        10.0, seconds, "running", "S", "how long a late infer, or threads that infer left, may go on"
     )
     # What Kubernetes gives after SIGTERM; a supervisor that gives less wants less here.
     drain: float = setting(30.0, seconds, "running", "S", "how long running streams may finish after SIGTERM")
@@ -164,7 +172,9 @@ class Settings:
     # A phone that changes networks is back in less.
     linger: float = setting(30.0, seconds, "streams", "S", "how long a stream that nobody follows goes on")
     retention: float = setting(300.0, seconds, "streams", "S", "how long a finished stream can be replayed")
-    retry: float = setting(2.0, seconds, "streams", "S", "how long a client is asked to wait before it reconnects")
+    retry: float = setting(
+        2.0, positive_seconds, "streams", "S", "how long a client is asked to wait before it reconnects"
+    )
     stall: float = setting(
         30.0, positive_seconds, "streams", "S", "how long a client may take nothing of what waits for it"
     )
@@ -172,7 +182,9 @@ class Settings:
     log_cap: int = setting(4 * MIB, size, "streams", "BYTES", "what is kept of one stream; the oldest is forgotten")
     log_total: int = setting(256 * MIB, size, "streams", "BYTES", "what is kept of all streams together")
     max_streams: int = setting(1000, at_least_one, "streams", "N", "streams kept, running and finished")
-    max_event: int = setting(1 * MIB, size, "streams", "BYTES", "largest single event; a larger one raises in the app")
+    max_event: int = setting(
+        1 * MIB, positive_size, "streams", "BYTES", "largest single event; a larger one raises in the app"
+    )
 
 
 GROUPS = {
@@ -218,7 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
 def shown_default(field_name: str, default: Any, read: Callable[[str], Any]) -> str:
     if default is None or default == () or field_name == "model":
         return ""
-    if read is size:
+    if read in (size, positive_size):
         return f" ({default // MIB}M)"
     return f" ({default:g})" if isinstance(default, (int, float)) else f" ({default})"
 

@@ -72,7 +72,9 @@ class Engine:
         with self.lock:
             free = sum(slot.job is None for slot in self._slots)
             if self._no_slot_left():
-                raise Unavailable("Every slot is held by an infer that does not end; the server must be restarted.")
+                raise Unavailable(
+                    "Every slot is held by an infer that does not end; restart the server, or try again later."
+                )
             if self._reserved + self._waiting() >= self.settings.queue + free:
                 raise Unavailable(
                     f"The queue is full ({self.settings.queue} requests are waiting); try again shortly.",
@@ -86,7 +88,7 @@ class Engine:
             self._reserved -= 1
 
     def submit(self, job: Job) -> None:
-        """Queue a job in the place that was reserved for it. It runs once its stream is followed."""
+        """Queue a job in the place that was reserved for it. It runs once its stream is followed, or detached."""
         with self.lock:
             self._reserved -= 1
             self._queue.append(job)
@@ -146,9 +148,11 @@ class Engine:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
         self._others_ended.set()
-        if self._threads[0].is_alive() and self._finalizing.wait(timeout):
-            self._threads[0].join(timeout if finalize_timeout is None else finalize_timeout)
-        return not any(thread.is_alive() for thread in self._threads)
+        first = self._threads[0]
+        idle = self._slots[0].job is None  # then it is on its way to `finalize`, however little time there is
+        if first.is_alive() and (idle or self._finalizing.wait(max(0.0, deadline - time.monotonic()))):
+            first.join(timeout if finalize_timeout is None else finalize_timeout)
+        return not first.is_alive() and all(slot.job is None for slot in self._slots)
 
     # ---- Needs self.lock
 
@@ -254,6 +258,7 @@ class Engine:
                     log.exception("infer raised (request %s)", job.request_id)
                 # A Cancelled comes of a stream that has ended; but the app may have kept one of an earlier request.
                 fail(error)
+        slot.deadline = None  # infer is over; its threads have the grace
         left = scope.wait_for_threads(self.settings.stuck_grace)
         if left:
             log.error("threads that infer started outlived it by %g s: %s", self.settings.stuck_grace, ", ".join(left))
@@ -268,6 +273,8 @@ class Engine:
             handler.answer(result)
         elif handler.sent_nothing and isinstance(result, dict):
             handler.send_streamed_output(result)
+        elif handler.sent_nothing and result is not None:
+            log.warning("infer sent nothing and returned a %s, which is no event; return a dict", type(result).__name__)
         job.finish()
 
 
@@ -303,7 +310,7 @@ def unbatched(result: Any) -> Any:
 
 
 def describe(error: BaseException) -> str:
-    """Name what an app raised: its class and its own text, without a path or a traceback."""
+    """Name what an app raised: its class and its own text, bounded, without a traceback."""
     try:
         text = str(error)
     except Exception:

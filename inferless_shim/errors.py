@@ -1,7 +1,8 @@
 """What a client, or the person who starts the server, can be told: a status, a code, a sentence.
 
-Every `ShimError` is safe to show to a client: its message is one sentence that names the fault and the remedy and never
-holds a path, a traceback or another client's data. `StartupError` is for the terminal: exit status 2.
+Every `ShimError` is safe to show to a client: its message is one sentence that names the fault and the remedy, and
+never holds a traceback or another client's data; an app's own exception is passed on in the app's own words, bounded.
+`StartupError` is for the terminal: exit status 2.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from enum import Enum, auto
 from . import sse
 from .http1 import chunk
 from .outputs import encode
-from .stream import Progress, Stream, Subscriber
+from .stream import Stream
+from .subscriber import Progress, Subscriber
 
 # Where the system lacks it (not Linux), a client that is gone is noticed at the next write.
 GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL

@@ -33,7 +33,8 @@ from .routes import (
     wants_events,
 )
 from .service import Service
-from .stream import Progress, Stream, Subscriber
+from .stream import Stream
+from .subscriber import Progress, Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Handler:
         body = self._read_body(request)
         if request.method == "OPTIONS" and request.field("access-control-request-method"):
             return Reply(204, fields=list(origins.PREFLIGHT))
+        self._open_link()
         try:
             return endpoint(Exchange(request, body, request_id, params))
         except ShimError:
@@ -122,6 +124,14 @@ class Handler:
         except Exception:
             log.exception("%s %s failed (request %s)", request.method, request.path, request_id)
             raise ShimError("The server failed at this request; its log says why.") from None
+
+    def _open_link(self) -> None:
+        """Make what a follower waits with, before anything is started that it is for. Raises Unavailable (503)."""
+        try:
+            self._link = self._link or Link(self.sock)
+        except OSError as error:
+            log.error("a request was refused: %s", error)
+            raise Unavailable("The server has no descriptors left; try again shortly.") from None
 
     # ---- Reading
 
@@ -250,10 +260,10 @@ class Handler:
         progress = self._attach_and_follow(
             stream,
             outcome.number,
-            self._stream_head(request, request_id, outcome),
-            pulled,
-            self.settings.heartbeat,
-            place,
+            head=self._stream_head(request, request_id, outcome),
+            pulled=pulled,
+            heartbeat=self.settings.heartbeat,
+            place=place,
         )
         if progress is None:
             return self._carry_out(request, request_id, Reply(204, fields=stream_fields(stream)))
@@ -261,7 +271,7 @@ class Handler:
         if progress is not Progress.ENDED:
             return False
         if pulled:
-            self._close_by_reset(False)
+            self._reset_on_close(False)
         else:
             self._send(http1.LAST_CHUNK)
         return self._keeps(request)
@@ -271,7 +281,7 @@ class Handler:
         stream = outcome.stream
         progress = None
         try:
-            progress = self._attach_and_follow(stream, 0, b"", True, math.inf)
+            progress = self._attach_and_follow(stream, 0, head=b"", pulled=True, heartbeat=math.inf)
         finally:
             if not stream.keyed:  # nobody else can ever ask for it
                 stream.fail("cancelled", "The client has gone.")
@@ -284,6 +294,7 @@ class Handler:
         self,
         stream: Stream,
         number: int,
+        *,
         head: bytes,
         pulled: bool,
         heartbeat: float,
@@ -293,16 +304,14 @@ class Handler:
 
         Whatever ends it, the socket is detached before it can be closed.
         """
-        if self._link is None:
-            self._link = Link(self.sock)
+        assert self._link is not None
         prepare(self.sock, self.settings.stall)
         subscriber = Subscriber(self.sock.send, self._link.waker.wake, head=head, pulled=pulled)
         if not stream.attach(subscriber, number):
             return None
         try:
             if pulled and head:
-                self._close_by_reset(True)
-            del head  # for as long as the stream runs
+                self._reset_on_close(True)
             follower = Follower(
                 stream, subscriber, self._link, heartbeat=heartbeat, stall=self.settings.stall, place=place
             )
@@ -332,7 +341,7 @@ class Handler:
         first = sse.id_only(outcome.stream.id)
         return head + (http1.chunk(first) if chunked else first)
 
-    def _close_by_reset(self, reset: bool) -> None:
+    def _reset_on_close(self, reset: bool) -> None:
         """Choose how the connection ends, whoever ends it: were the process to die, the kernel would.
 
         HTTP/1.0 has no final chunk to leave out: an ordinary end is what a client, or a proxy, takes for success.

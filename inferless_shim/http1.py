@@ -16,7 +16,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
-from inferless_shim import errors
+from . import errors
 
 MAX_HEAD = 65536  # bytes; Node takes 16 KiB, nginx 32 KiB, http.server 64 KiB a line; cookies alone can pass 16 KiB
 MAX_TARGET = 16384  # bytes; twice nginx's 8 KiB (RFC 9112 §3 asks for 8,000), as a GET carries the app's inputs here

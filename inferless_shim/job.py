@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,8 +79,7 @@ class StreamOutputHandler:
             self._stream.fail("schema_changed", str(error))
             raise
         except (TypeError, ValueError):
-            if before is None:  # what was not sent fixes no schema
-                self._schema.kinds = None
+            self._schema.kinds = before  # what was not sent fixes no schema
             raise
         return ALREADY_SENT
 
@@ -114,9 +114,10 @@ class StreamOutputHandler:
 
     def _collect(self, output: dict[str, Any]) -> None:
         self._stream.check_open()
-        self._room -= len(outputs.encode(output))
+        sent = outputs.encode(output)
+        self._room -= len(sent)
         if self._room < 0:
             fault = "the answer is above --log-cap; ask for it as a stream, or raise the cap"
             self._stream.fail("app_error", fault)  # an answer with a part missing would look like a whole one
             raise ValueError(fault)
-        self._job.sent.append(output)
+        self._job.sent.append(json.loads(sent))  # a copy: many apps fill the same dict again

@@ -189,7 +189,8 @@ def call_as_declared(instance: Any, name: str, argument: Any) -> Any:
     except ValueError:  # `def finalize():` in a class has no place for self
         method, parameters = method.__func__, []
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return method(*[argument] * len(needed))
+    result = method(*[argument] * len(needed))
+    return event_loop().run_until_complete(result) if inspect.iscoroutine(result) else result
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
@@ -214,9 +215,11 @@ def with_event_loop() -> None:
 
 
 def close_event_loop() -> None:
-    """Close this thread's event loop, if there can be one."""
+    """Close this thread's event loop, if there can be one, and the generators that it still has."""
     if "asyncio" in sys.modules:
-        event_loop().close()
+        loop = event_loop()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 def app_error(folder: Path, what: str, error: BaseException) -> StartupError:

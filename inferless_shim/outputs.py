@@ -143,7 +143,8 @@ class EventSchema:
                     f"key {name!r} changed from {first} to {kind}; "
                     "every event of a stream must have the same keys and types"
                 )
-        self.kinds |= {name: kind for name, kind in kinds.items() if self.kinds[name] == "null"}
+        # A new dict: whoever could not send what conforms puts the old one back.
+        self.kinds = self.kinds | {name: kind for name, kind in kinds.items() if self.kinds[name] == "null"}
         return output | floats
 
 

@@ -146,7 +146,7 @@ class Routes:
         if exchange.request.method == "HEAD":  # never starts anything
             return Reply(200, content_type=EVENT_STREAM if self.app.streaming else JSON)
         last_event_id = self._last_event_id(exchange)
-        if last_event_id is not None:
+        if last_event_id is not None and self.app.streaming:
             return self._resume(last_event_id, id_first=True)
         call, reserved = protocol.read_query(exchange.request.query, self.app.schema)
         return self._start(
@@ -189,12 +189,13 @@ class Routes:
     ) -> Outcome:
         """Start a stream, or an answer if there is a `render`; or find what the client asked for before."""
         request = exchange.request
+        detached = any(each.partition(";")[0].strip() == "respond-async" for each in request.tokens("prefer"))
         if reserved is None:
             reserved = protocol.reserved_query(request.query)
             last_event_id = self._last_event_id(exchange)
-            if last_event_id is not None:
+            # Where the route answers with no stream, there is none to resume: the route decides, not the header.
+            if last_event_id is not None and (render is None or detached):
                 return self._resume(last_event_id)
-        detached = "respond-async" in request.tokens("prefer")
         stream, new = self._open(exchange, None if render and not detached else dialect, detached)
         if new:
             job = Job(
@@ -226,7 +227,7 @@ class Routes:
             if new and self.service.draining:  # looked at again: a drain that has begun since may have missed it
                 stream.fail("shutting_down", "The server is shutting down.")
                 self.service.store.forget(stream)
-                self.service.check_ready()
+                raise Unavailable("The server is shutting down; try again shortly.")
         except BaseException:
             self.service.engine.release()
             raise
@@ -241,7 +242,7 @@ class Routes:
         in_query = None
         if exchange.request.method == "POST" or LAST_EVENT_ID not in self.app.schema.inputs:
             in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
-        return exchange.request.field("last-event-id") or in_query
+        return exchange.request.field("last-event-id") or in_query or None
 
     def _resume(self, last_event_id: str, *, id_first: bool = False) -> Outcome:
         event_id = sse.parse_event_id(last_event_id)
@@ -252,7 +253,7 @@ class Routes:
         in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
         last_event_id = exchange.request.field("last-event-id") or in_query
         number = 0
-        if last_event_id is not None:
+        if last_event_id:
             event_id = sse.parse_event_id(last_event_id)
             if event_id.stream != stream.id:
                 raise BadRequest("The last event id is another stream's; send back the id of this stream's last event.")
@@ -329,7 +330,7 @@ def json_reply(value: dict[str, Any]) -> Reply:
     return Reply(200, outputs.encode(value))
 
 
-def error_reply(error: ShimError, request_id: str = "") -> Reply:
+def error_reply(error: ShimError) -> Reply:
     return Reply(error.status, outputs.encode(error.body()), fields=list(error.headers))
 
 

@@ -38,4 +38,6 @@ class Service:
         if self.phase is Phase.DRAINING:
             raise Unavailable("The server is shutting down; try again shortly.")
         if self.engine.stuck:
-            raise Unavailable("Every slot is held by an infer that does not end; the server must be restarted.")
+            raise Unavailable(
+                "Every slot is held by an infer that does not end; restart the server, or try again later."
+            )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .config import Settings
 from .errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
 from .outputs import Dialect
-from .stream import Stream
+from .stream import State, Stream
 
 # How many forgotten ids are still answered 410 rather than 404: 1 MB of ids.
 FORGOTTEN_KEPT = 10_000
@@ -164,7 +164,12 @@ class Store:
             raise UnprocessableContent(
                 "This Idempotency-Key was used for another route or body; use a new key for a new request."
             )
-        return known[1]
+        stream = known[1]
+        if stream.dialect is None and stream.state is State.CANCELLED:
+            # Its client had gone, and nothing can be replayed: the client's retry begins anew.
+            self._forget(stream)
+            return None
+        return stream
 
     def _oldest_ended(self) -> Stream | None:
         """Return the stream that ended first of all that are kept; None if all are running.

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
 
 from . import sse
 from .errors import BadRequest, Gone
 from .eventlog import EventLog
 from .outputs import Dialect
+from .subscriber import Progress, Subscriber
 
 # What one send may take under the lock: as much as a stream's socket buffers (SO_SNDBUF).
 READ_SIZE = 64 * 1024
@@ -40,37 +39,6 @@ class State(Enum):
     FINISHED = auto()
     FAILED = auto()
     CANCELLED = auto()
-
-
-class Progress(Enum):
-    """What a subscriber's handler thread does next."""
-
-    MORE = auto()  # advance again: there is more to send
-    CAUGHT_UP = auto()  # wait for the next event; the producing thread sends it
-    LAGGING = auto()  # wait until the socket takes bytes
-    ENDED = auto()  # all is sent and the stream is over
-    OVERRUN = auto()  # what comes next was forgotten before it was sent
-    BROKEN = auto()  # the socket failed
-
-
-class Subscriber:
-    """A `send`, a position in the log, and at most one pending frame from outside it.
-
-    `send` never blocks: it returns how many bytes it took or raises BlockingIOError. `wake` ends the handler thread's
-    wait. A pulled subscriber is sent to by its handler thread alone, without chunk framing (HTTP/1.0).
-    """
-
-    __slots__ = ("broken", "pending", "position", "pulled", "send", "wake")
-
-    def __init__(
-        self, send: Callable[[Any], int], wake: Callable[[], None], *, head: bytes = b"", pulled: bool = False
-    ) -> None:
-        self.send = send
-        self.wake = wake
-        self.pending = head
-        self.position = 0
-        self.pulled = pulled
-        self.broken = False
 
 
 class Stream:
@@ -181,6 +149,7 @@ class Stream:
     def shrink(self, cap: int) -> None:
         """Keep at most `cap` bytes from now on: all streams together have reached their bound."""
         with self.lock:
+            self._send_held()
             self.log.cap = min(self.log.cap, cap)
             self.log.trim()
 
@@ -248,9 +217,8 @@ class Stream:
             lines = self._retry + lines
         event = b"%b%d\n%b" % (self._prefix, log.last + 1, lines)
         frame = b"%x\r\n%b\r\n" % (len(event), event)
-        if self._held and len(log) + len(frame) > log.cap:
-            # What a ready subscriber misses must be out before it is forgotten.
-            self._send_to_ready()
+        if len(log) + len(frame) > log.cap:
+            self._send_held()
         log.append(frame)
         now = time.monotonic()
         self._hurry = self._hurry + 1 if now - self.appended < HURRY_INTERVAL else 0
@@ -263,6 +231,11 @@ class Stream:
             if self._hurry == HURRY_EVENTS:
                 for subscriber in self._ready:
                     subscriber.wake()  # to look again by itself from now on
+
+    def _send_held(self) -> None:
+        """What a ready subscriber misses must be out before it is forgotten."""
+        if self._held:
+            self._send_to_ready()
 
     def _send_to_ready(self, newest: bytes = b"") -> None:
         behind = [each for each in self._ready if each.pulled or not self._send_all(each, newest)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from urllib.parse import quote
 
 from .service import Service
 
@@ -31,7 +32,7 @@ def curl_line(service: Service, base: str, *, local: bool = True) -> str:
 
 def page(service: Service, base: str) -> str:
     """Say what runs here and how to call it."""
-    app = service.app
+    app, name = service.app, quote(service.app.name)
     kind = "a stream of Server-Sent Events" if app.streaming else "JSON"
     inputs = "\n".join(
         f"  {each.name:<20} {each.datatype:<8} shape {list(each.shape)}  {'required' if each.required else 'optional'}"
@@ -49,10 +50,10 @@ Routes:
   POST /infer                               inputs as JSON
   GET  /infer?NAME=value                    the same from a browser's EventSource
   GET  /streams/<id>                        follow or replay a stream; DELETE cancels it
-  POST /v2/models/{app.name}/infer           Inference Protocol v2
-  POST /v2/models/{app.name}/generate        one JSON answer
-  POST /v2/models/{app.name}/generate_stream a stream
-  GET  /v2/health/live, /v2/health/ready, /v2, /v2/models/{app.name}
+  POST /v2/models/{name}/infer           Inference Protocol v2
+  POST /v2/models/{name}/generate        one JSON answer
+  POST /v2/models/{name}/generate_stream a stream
+  GET  /v2/health/live, /v2/health/ready, /v2, /v2/models/{name}
 
 A stream that was cut goes on where it stopped: send the last id back as the Last-Event-ID header.
 """

@@ -22,7 +22,9 @@ import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from unittest import mock
 
+from inferless_shim import app
 from inferless_shim.app import Server
 from inferless_shim.config import Settings
 from inferless_shim.schema import compile_schema
@@ -114,19 +116,19 @@ def serving(
     infer: Callable[..., Any], schema: dict[str, Any] | None = None, *, streaming: bool = True, **settings: Any
 ) -> Iterator[Server]:
     """Serve `infer` in this process on a free port, `server.port`."""
-    app = FakeApp(infer, schema, streaming=streaming)
-    server = Server(Settings(port=0, **settings), app)  # type: ignore[arg-type]
-    server.start()
-    server.service.engine.loaded.wait()
-    server.ready()
-    try:
-        yield server
-    finally:
-        for stream in server.service.store.running():
-            stream.fail("shutting_down", "the test is over")
-        server.service.engine.stop(1)
-        server.shutdown()
-        server.server_close()
+    server = Server(Settings(port=0, **settings), FakeApp(infer, schema, streaming=streaming))  # type: ignore[arg-type]
+    with mock.patch.object(app, "TICK", 10 * MS):
+        server.start()
+        server.service.engine.loaded.wait()
+        server.ready()
+        try:
+            yield server
+        finally:
+            for stream in server.service.store.running():
+                stream.fail("shutting_down", "the test is over")
+            server.service.engine.stop(1)
+            server.shutdown()
+            server.server_close()
 
 
 @contextlib.contextmanager

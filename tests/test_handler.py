@@ -244,6 +244,16 @@ class ConnectionTests(SharedServer):
         self.assertIn("/secret/path", logs.output[0])
 
 
+class ExhaustionTests(TestCase):
+    def test_no_descriptor_left_to_wait_with(self) -> None:
+        """A request that could not be waited for is told 503 and starts nothing; it was dropped without a word."""
+        server = self.serve(words)
+        with mock.patch("inferless_shim.handler.Link", side_effect=OSError(24, "EMFILE")):
+            response = ask(server.port, "POST", "/infer", {"TEXT": "a"})
+            self.assertEqual(response.status, 503)
+            self.assertEqual(len(server.service.store), 0)
+
+
 class ContinueTests(TestCase):
     """Expect: 100-continue (RFC 9110 §10.1.1)."""
 

@@ -166,6 +166,15 @@ class TestSend(Sending):
         self.assertEqual(output, {"OUT": "x"})
 
 
+class TestRefused(Sending):
+    def test_send_that_was_refused_fixes_no_type(self):
+        """A key that was null takes its type from the next event that is sent, not from one that was too large."""
+        self.send({"A": None})
+        self.assertRaises(ValueError, self.send, {"A": "x" * MAX_EVENT})
+        self.send({"A": 5})
+        self.assertEqual(self.sent, [{"A": None}, {"A": 5}])
+
+
 class TestFinalise(Sending):
     def test_finalise_again_does_nothing(self):
         """It ends the stream once; the second call changes nothing and raises nothing."""
@@ -221,6 +230,17 @@ class TestAnswer(Sending):
         self.assertIs(self.stream.state, State.FINISHED)
         self.assertRaises(RuntimeError, self.send, {"OUT": "c"})
         self.finalise()
+
+    def test_answer_of_an_app_that_fills_one_dict_again(self):
+        """Each event is what it was when it was sent; the last one came out in place of all."""
+        output = {"OUT": "", "PARTS": []}
+        for word in "abc":
+            output["OUT"] = word
+            output["PARTS"].append(word)
+            self.send(output)
+        self.finalise()
+        sent = b'{"OUT":"a","PARTS":["a"]},{"OUT":"b","PARTS":["a","b"]},{"OUT":"c","PARTS":["a","b","c"]}'
+        self.assertEqual(self.stream.answer, b'{"all":[%b]}' % sent)
 
     def test_answer_of_nothing_waits_for_what_infer_returns(self):
         """Finalise without a send leaves the answer to the dict that infer returns."""

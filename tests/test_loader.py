@@ -515,6 +515,7 @@ class TestCalls(LoaderTest):
             ("def initialize(self, context=None): CALLS.append((context,))", [(None,)]),
             ("def initialize(self, context): CALLS.append((context,))", [(None,)]),
             ("def initialize(self, *args, **kwargs): CALLS.append((*args, *kwargs))", [()]),
+            ("async def initialize(self): CALLS.append(())", [()]),
             ("pass", []),
         ):
             with self.subTest(method):

@@ -358,7 +358,7 @@ class EventTests(TestCase):
         self.assertIn("fell over", event.data["error"])
 
     def test_timeout(self) -> None:
-        """An infer that takes too long ends its stream with the code `timeout`; waiting does not count."""
+        """An infer that takes too long ends its stream with the code `timeout`."""
         event = self.error_of("/infer", infer_timeout=20 * MS)
         self.assertEqual((event.event, event.data["code"]), ("error", "timeout"))
 
@@ -463,6 +463,24 @@ class ResumeTests(TestCase):
         yield ask(self.port, "GET", f"/infer?TEXT=&last_event_id={last_event_id}")
         yield ask(self.port, "GET", f"/streams/{stream}", None, header)
         yield ask(self.port, "GET", f"/streams/{stream}?last_event_id={last_event_id}")
+
+    def test_no_resume_where_the_route_answers_with_json(self) -> None:
+        """A last event id does not turn …/generate into a stream: the route decides the kind of answer, not a header."""
+        stream = self.finished()
+        self.puppet.send(OUT="new")
+        self.puppet.end()
+        response = ask(self.port, "POST", V2 + "/generate", {"TEXT": ""}, {"Last-Event-ID": f"{stream}-1"})
+        self.assertEqual((response.fields["content-type"], response.json["OUT"]), (JSON, "new"))
+
+    def test_empty_last_event_id_is_none(self) -> None:
+        """An empty header or query value, which polyfills send, is that of a client that has seen nothing yet."""
+        stream = self.finished()
+        for target, fields in (
+            (f"/streams/{stream}?last_event_id=", {}),
+            (f"/streams/{stream}", {"Last-Event-ID": ""}),
+        ):
+            with self.subTest(target):
+                self.assertEqual(len(ask(self.port, "GET", target, None, fields).events), 3)
 
     def test_resume_from_each_event(self) -> None:
         """From every event on, every route gives what followed it, and no other route changes the stream's dialect."""
@@ -659,7 +677,7 @@ class PreferTests(TestCase):
         port = self.serve(self.puppet.infer).port
         for target, prefer in (
             ("/infer", "respond-async"),
-            (V2 + "/infer", "wait=10, Respond-Async"),
+            (V2 + "/infer", "wait=10, Respond-Async; x=y"),
             (V2 + "/generate_stream", "respond-async"),
             (V2 + "/generate", "respond-async"),
         ):

@@ -143,6 +143,18 @@ class Keys(StoreTest):
                 self.assertIs(store.find(key()), stream)
                 self.assertEqual(len(store), 1)
 
+    def test_key_of_a_cancelled_answer(self) -> None:
+        """An answer that nobody waited for is made anew for the client that comes back; it was 503 for ever."""
+        store = self.store()
+        cancelled, _ = store.open(None, key())
+        cancelled.fail("cancelled", "gone")
+        self.assertIsNone(store.find(key()))
+        again, new = store.open(None, key())
+        self.assertTrue(new)
+        self.assertIs(store.find(key()), again)
+        store.forget(cancelled)
+        self.assertIs(store.find(key()), again)
+
     def test_key_of_another_request(self) -> None:
         """The same key with another route or body is 422, and changes nothing."""
         store = self.store()

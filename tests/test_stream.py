@@ -815,6 +815,21 @@ class Hurry(TestCase):
                         if client.doing == "asleep" and not client.woken:
                             self.assertEqual(read_frames(client, events)[0], len(events.payloads), f"seed {seed}")
 
+    def test_hurry_and_shrink(self) -> None:
+        """What was held back is out before a shrink forgets it.
+
+        It was forgotten first, and the client was sent bytes from elsewhere in the log.
+        """
+        with mock.patch("inferless_shim.stream.time", Clock()):
+            stream, events = noted(cap=20_000)
+            client = following(Client(stream))
+            for _ in range(60):
+                events.append(line("x" * 100))
+            self.assertLess(client.subscriber.position, stream.log.end)
+            stream.shrink(1)
+            self.assertGreater(stream.log.first, 1)
+            self.assertEqual(read_frames(client, events)[0], 60)
+
     def test_hurry_is_over(self) -> None:
         """When a producer has paused, everybody gets what was held back, and then sleeps: nobody looks for ever."""
         clock = Clock()

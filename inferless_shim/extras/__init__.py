@@ -1,1 +1,1 @@
-"""What needs a third-party package. Loaded by name and on demand, by `cli` and `loader` alone."""
+"""What needs a third-party package. `cli` and `loader` alone import it; packages come when an app needs them."""

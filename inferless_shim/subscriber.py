@@ -1,0 +1,38 @@
+"""Who follows a stream: a `send`, a position in the log, and what its handler thread does next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+
+class Progress(Enum):
+    """What a subscriber's handler thread does next."""
+
+    MORE = auto()  # advance again: there is more to send
+    CAUGHT_UP = auto()  # wait for the next event; the producing thread sends it
+    LAGGING = auto()  # wait until the socket takes bytes
+    ENDED = auto()  # all is sent and the stream is over
+    OVERRUN = auto()  # what comes next was forgotten before it was sent
+    BROKEN = auto()  # the socket failed
+
+
+class Subscriber:
+    """A `send`, a position in the log, and at most one pending frame from outside it.
+
+    `send` never blocks: it returns how many bytes it took or raises BlockingIOError. `wake` ends the handler thread's
+    wait. A pulled subscriber is sent to by its handler thread alone, without chunk framing (HTTP/1.0).
+    """
+
+    __slots__ = ("broken", "pending", "position", "pulled", "send", "wake")
+
+    def __init__(
+        self, send: Callable[[Any], int], wake: Callable[[], None], *, head: bytes = b"", pulled: bool = False
+    ) -> None:
+        self.send = send
+        self.wake = wake
+        self.pending = head
+        self.position = 0
+        self.pulled = pulled
+        self.broken = False
