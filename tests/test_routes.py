@@ -465,7 +465,7 @@ class ResumeTests(TestCase):
         yield ask(self.port, "GET", f"/streams/{stream}?last_event_id={last_event_id}")
 
     def test_no_resume_where_the_route_answers_with_json(self) -> None:
-        """A last event id does not turn …/generate into a stream: the route decides the kind of answer, not a header."""
+        """A last event id does not turn …/generate into a stream: the route decides, not a header."""
         stream = self.finished()
         self.puppet.send(OUT="new")
         self.puppet.end()
