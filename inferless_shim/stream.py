@@ -23,7 +23,7 @@ READ_SIZE = 64 * 1024
 # A stream hurries when this many events in a row came less than this far apart. Its events then go out together, when
 # they fill a batch or the last send was a while ago; whatever is held back when the producer pauses is sent by the
 # handler threads, which look again and again meanwhile. One send costs as much as making three events.
-HURRY_EVENTS, HURRY_INTERVAL = 8, 0.002
+HURRY_EVENTS, HURRY_INTERVAL = 4, 0.002
 BATCH_SIZE, BATCH_TIME = 16 * 1024, 0.001
 
 
@@ -92,7 +92,7 @@ class Stream:
     def hurries(self) -> bool:
         """Whether something is held back, or may be at once: then a handler thread must look again by itself.
 
-        Once this is False nothing is held back before the eighth event of a fast row, which wakes those who are ready:
+        Once this is False nothing is held back before the fourth event of a fast row, which wakes those who are ready:
         an event that comes after more than HURRY_INTERVAL begins a new row.
         """
         with self.lock:

@@ -792,8 +792,8 @@ class Hurry(TestCase):
     def test_hurry_paces(self) -> None:
         """However fast or slowly events come, a client that is asleep has all of them, or was woken.
 
-        An eighth fast event that was sent at once woke nobody, the ninth was held back, and its client slept on it
-        until the heartbeat; the same befell a client whose thread was slow to ask whether the stream hurries.
+        The last event of a fast row that was sent at once woke nobody, the next was held back, and its client slept on
+        it until the heartbeat; the same befell a client whose thread was slow to ask whether the stream hurries.
         """
         paces = [0.0, 0.1 * MS, 0.9 * MS, 1.1 * MS, 1.9 * MS, 2.1 * MS, 3.9 * MS, 4.1 * MS, 50 * MS]
         for seed in range(400):
