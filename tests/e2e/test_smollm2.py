@@ -133,7 +133,8 @@ class UnmodifiedTest(SmolLM2TestCase):
                     if cut is not None and len(body) + len(response.body) >= cut:
                         break
             received = body + response.body if cut is None else (body + response.body)[:cut]
-            body = received[: received.rfind(b"\n\n") + 2]  # a client drops a block that is not whole
+            # A client drops a block that is not whole; a cut in the first one leaves it with nothing.
+            body = received[: received.rfind(b"\n\n") + 2] if b"\n\n" in received else b""
 
         events = parse_events(body.decode())
         self.assertEqual([event.number for event in events], list(range(1, len(self.answer) + 1)))
