@@ -22,7 +22,8 @@ from .subscriber import Progress, Subscriber
 READ_SIZE = 64 * 1024
 # A stream hurries when this many events in a row came less than this far apart. Its events then go out together, when
 # they fill a batch or the last send was a while ago; whatever is held back when the producer pauses is sent by the
-# handler threads, which look again and again meanwhile (follow.HURRY_POLL). One send costs as much as making three events.
+# handler threads, which look again and again meanwhile (follow.HURRY_POLL).
+# One send costs as much as making three events.
 HURRY_EVENTS, HURRY_INTERVAL = 4, 0.002
 BATCH_SIZE, BATCH_TIME = 16 * 1024, 0.001
 
