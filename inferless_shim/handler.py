@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from functools import partial
 
 from . import http1, origins, sse
 from .errors import RequestTimeout, ShimError, Unavailable
@@ -20,6 +20,7 @@ from .follow import Follower, Link, prepare
 from .http1 import Request, response_head
 from .routes import (
     EVENT_STREAM,
+    REPOSITORY,
     Await,
     Exchange,
     Follow,
@@ -111,7 +112,7 @@ class Handler:
         self._body_read = request.framing.kind is http1.Kind.NONE
         origins.check(request, self.settings.cors)
         endpoint, params = self.routes.find(request)
-        if request.method == "POST":
+        if request.method == "POST" and not request.path.startswith(REPOSITORY):
             http1.require_body(request, self.settings.max_body)
         body = self._read_body(request)
         if request.method == "OPTIONS" and request.field("access-control-request-method"):
@@ -256,14 +257,13 @@ class Handler:
         """Send the head, follow to the end; return whether the connection is still good."""
         stream = outcome.stream
         pulled = request.version == (1, 0)
-        place = (lambda: self.service.engine.position(stream)) if outcome.tell_place else None
         progress = self._attach_and_follow(
             stream,
             outcome.number,
             head=self._stream_head(request, request_id, outcome),
             pulled=pulled,
             heartbeat=self.settings.heartbeat,
-            place=place,
+            tell_place=outcome.tell_place,
         )
         if progress is None:
             return self._carry_out(request, request_id, Reply(204, fields=stream_fields(stream)))
@@ -298,7 +298,7 @@ class Handler:
         head: bytes,
         pulled: bool,
         heartbeat: float,
-        place: Callable[[], int | None] | None = None,
+        tell_place: bool = False,
     ) -> Progress | None:
         """Attach after event `number`, let the job run, follow to the end; None if nothing follows that event.
 
@@ -313,7 +313,13 @@ class Handler:
             if pulled and head:
                 self._reset_on_close(True)
             follower = Follower(
-                stream, subscriber, self._link, heartbeat=heartbeat, stall=self.settings.stall, place=place
+                stream,
+                subscriber,
+                self._link,
+                heartbeat=heartbeat,
+                stall=self.settings.stall,
+                place=partial(self.service.engine.position, stream),
+                progress=tell_place,
             )
             follower.advance()  # the head goes out before infer runs
             self.service.engine.notify()

@@ -7,11 +7,14 @@ imported. A dialect says how a stream's events are dressed, from its first byte 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from . import sse
 
+JSON = "application/json; charset=utf-8"
+VERSION = "1"  # of every model
+RESULT = "result"  # what an answer is called that is no dict
 KINDS: dict[type, str] = {
     type(None): "null",
     bool: "boolean",
@@ -21,6 +24,17 @@ KINDS: dict[type, str] = {
     list: "list",
     dict: "object",
 }
+
+
+class Answer(NamedTuple):
+    """What an answer that is not a stream is made of: its body, and what its head says of that."""
+
+    body: bytes = b""
+    content_type: str = JSON
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+NO_ANSWER = Answer()
 
 
 class SchemaChanged(ValueError):
@@ -71,7 +85,13 @@ def encode(output: Mapping[str, Any]) -> bytes:
 
 def encode_value(value: Any) -> bytes:
     """Write any value as JSON text in UTF-8. Raises ValueError or TypeError."""
-    return encode({"result": value})[len('{"result":') : -1]
+    named = encode({RESULT: value})
+    return named[named.index(b":") + 1 : -1]
+
+
+def as_dict(result: Any) -> dict[str, Any]:
+    """Return an app's answer as outputs by name: what is no dict is called `result`."""
+    return result if isinstance(result, dict) else {RESULT: result}
 
 
 def without_lone_surrogates(text: str) -> str:
@@ -170,6 +190,16 @@ def error_text(message: str) -> str:
     return line if len(line) <= 1000 else line[:999] + "…"
 
 
+def app_raised(error: BaseException) -> str:
+    """Tell a client what an app raised: its class and its own text, bounded, without a traceback."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""  # its __str__ raises
+    name = type(error).__name__
+    return error_text(f"The app raised {name}: {text}" if text else f"The app raised {name}")
+
+
 class Dialect(Protocol):
     """How a stream's events look. Each method returns an event's lines after its id, or nothing where none is sent."""
 
@@ -197,7 +227,7 @@ class Generate:
     """Triton's generate extension: each `data:` names model and version; the end of the body is the end."""
 
     def __init__(self, model: str) -> None:
-        self.names = {"model_name": model, "model_version": "1"}
+        self.names = {"model_name": model, "model_version": VERSION}
         self._tail = encode(self.names)[1:]
 
     def event(self, output: dict[str, Any]) -> bytes:
@@ -212,3 +242,19 @@ class Generate:
 
     def error(self, code: str, message: str) -> bytes:
         return sse.body(encode({"error": error_text(message)}))
+
+
+class Watched:
+    """Another dialect, whose first event `watch` is shown when its bytes are made; later events cost nothing more."""
+
+    def __init__(self, dialect: Dialect, watch: Callable[[dict[str, Any]], None]) -> None:
+        self.event: Callable[[dict[str, Any]], bytes] = self._first
+        self.done, self.error = dialect.done, dialect.error
+        self._dialect = dialect
+        self._watch = watch
+
+    def _first(self, output: dict[str, Any]) -> bytes:
+        lines = self._dialect.event(output)
+        self._watch(output)
+        self.event = self._dialect.event
+        return lines

@@ -1,57 +1,102 @@
-"""Request forms to inputs; results to v2, generate and flat bodies. No I/O.
+"""Request forms to inputs: bodies and queries become a Call. No I/O.
 
 A request carries an app's inputs as v2 tensors, in a `parameters` envelope, or as bare keys (CONTRACT.md §4, §5, §7);
-which form it is depends on the body alone, not on the route. Knows nothing of HTTP beyond a query's text.
+which form it is depends on the body alone, not on the route. Tensors may lie behind the JSON as bytes (Triton's binary
+tensor data extension). Knows nothing of HTTP beyond a query's text and where a body's JSON ends.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from . import __version__, strictjson
+from . import strictjson, tensors
 from .errors import BadRequest
-from .schema import BOOLEAN, INTEGER, MAX_FAULTS, NUMBER, RANGES, Fault, Input, Schema, Shapes, refusal
-from .strictjson import describe, measure, plain, quoted
+from .schema import BOOLEAN, INTEGER, JSON, MAX_FAULTS, NUMBER, Fault, Input, Schema, Shapes, refusal
+from .strictjson import describe, quoted
 
 RESERVED = ("last_event_id", "token", "progress")  # query names that are not inputs, unless the schema declares them
-VERSION = "1"  # of every model
+HEADER_LENGTH = "Inference-Header-Content-Length"  # the field that says how long a body's JSON is, in bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a request asks for. `outputs` are the v2 outputs that it wants, None for all."""
+    """What a request asks for.
+
+    `outputs` are the v2 outputs that it wants, and whether as binary data; None for all, as binary data if `binary`.
+    """
 
     id: str | None
     inputs: dict[str, Any]
-    outputs: list[str] | None = None
+    outputs: dict[str, bool] | None = None
+    binary: bool = False
 
 
 # Bodies. ------------------------------------------------------------------------------------------------------------
 
 
-def read_body(body: bytes, schema: Schema) -> Call:
+def read_body(body: bytes, schema: Schema, header_length: str | None = None) -> Call:
     """Read a request in any of the three forms. Raises BadRequest that tells all faults at once.
 
     An app's own input called `inputs` or `parameters` wins over the envelope of that name. `id` is the request's, but
-    among bare keys of an app that has such an input.
+    among bare keys of an app that has such an input. `header_length` is the value of HEADER_LENGTH: binary data
+    follows that many bytes of JSON.
     """
-    request = strictjson.loads(body)
+    text, binary = _split(body, header_length)
+    request = strictjson.loads(text)
     if not isinstance(request, dict):
         raise BadRequest(f"The body must be a JSON object, got {describe(request)}; send the inputs by name.")
-    return _read_tensors(request, schema) if _is_envelope("inputs", request, schema) else _read_names(request, schema)
+    if _is_envelope("inputs", request, schema):
+        return _read_tensors(request, schema, binary)
+    if binary.left:
+        raise refusal([binary.unclaimed()])
+    return _read_names(request, schema)
+
+
+class _Binary:
+    """What follows the JSON of a body: each binary tensor takes its bytes from it in turn."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.left = data
+
+    def take(self, size: int) -> memoryview:
+        """Return the next `size` bytes, fewer if there are no more."""
+        taken, self.left = self.left[:size], self.left[size:]
+        return taken
+
+    def unclaimed(self) -> Fault:
+        """Make the fault of bytes that no tensor took."""
+        remedy = "give each binary tensor its binary_data_size, and send no more than they take"
+        return Fault("inputs", "tensors that take all of the binary data", f"{len(self.left)} bytes more", remedy)
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[bytes, _Binary]:
+    """Part a body's JSON from its binary data."""
+    if header_length is None:
+        return body, _Binary(memoryview(b""))
+    if not _LENGTH.fullmatch(header_length):
+        raise BadRequest(f"{HEADER_LENGTH} is not one decimal number; send the size of the body's JSON in bytes.")
+    length = int(header_length)
+    if length > len(body):
+        raise BadRequest(
+            f"{HEADER_LENGTH} says {length}, but the body has {len(body)} bytes; send the size of its JSON in bytes."
+        )
+    return body[:length], _Binary(memoryview(body)[length:])
 
 
 def _is_envelope(key: str, request: dict[str, Any], schema: Schema) -> bool:
-    """Tell the protocol's own `inputs` and `parameters` from the app's: no input takes an object or a list of them."""
-    value = request.get(key)
-    if key not in schema.inputs:
+    """Tell the protocol's own `inputs` and `parameters` from the app's.
+
+    No input takes an object or a list of them, but one of any JSON: that is the app's whatever is sent.
+    """
+    value, declared = request.get(key), schema.inputs.get(key)
+    if declared is None:
         return value is not None
+    if declared.family is JSON:
+        return False
     return isinstance(value[0] if isinstance(value, list) and value else value, dict)
 
 
@@ -72,50 +117,108 @@ def _read_names(request: dict[str, Any], schema: Schema) -> Call:
     return Call(request_id, _checked(schema, request, {}, faults))
 
 
-def _read_tensors(request: dict[str, Any], schema: Schema) -> Call:
+def _read_tensors(request: dict[str, Any], schema: Schema, binary: _Binary) -> Call:
     faults: list[Fault] = []
     request_id = _read_id(request.get("id"), faults)
-    outputs = _read_outputs(request.get("outputs"), faults)
+    all_binary = bool(_read_flag(request, "binary_data_output", "parameters", faults))
+    outputs = _read_outputs(request.get("outputs"), all_binary, faults)
     beside = schema.inputs.keys() & request.keys() - {"id", "inputs", "outputs", "parameters"}
     faults += [Fault(name, "a tensor in inputs", "a key beside it", "move it") for name in sorted(beside)]
+    sent = request["inputs"]
+    if not isinstance(sent, list):
+        remedy = 'send [{"name": …, "shape": [1], "datatype": …, "data": […]}], or the inputs by name'
+        faults.append(Fault("inputs", "a list of tensors", describe(sent), remedy))
+        sent = []
+    values, shapes = _read_inputs(sent, binary, faults)
+    if binary.left and not faults:
+        faults.append(binary.unclaimed())
+    return Call(request_id, _checked(schema, values, shapes, faults), outputs, all_binary)
+
+
+def _read_inputs(
+    sent: list[object], binary: _Binary, faults: list[Fault]
+) -> tuple[dict[str, object], dict[str, Sequence[int]]]:
+    """Return the tensors' data and shapes by name; a shape is () where there is none."""
     values: dict[str, object] = {}
     shapes: dict[str, Sequence[int]] = {}
-    tensors = request["inputs"]
-    if not isinstance(tensors, list):
-        remedy = 'send [{"name": …, "shape": [1], "datatype": …, "data": […]}], or the inputs by name'
-        faults.append(Fault("inputs", "a list of tensors", describe(tensors), remedy))
-        tensors = []
-    for position, tensor in enumerate(tensors):
+    for position, tensor in enumerate(sent):
         if len(faults) >= MAX_FAULTS:
             break
         try:
-            name, data, shape = _read_tensor(tensor, position)
+            name, data, shape = _read_tensor(tensor, f"inputs[{position}]", binary)
             if name in values:
                 raise _repeated(name)
             values[name], shapes[name] = data, shape
         except Fault as fault:
             faults.append(fault)
-    return Call(request_id, _checked(schema, values, shapes, faults), outputs)
+    return values, shapes
 
 
-def _read_tensor(tensor: object, position: int) -> tuple[str, list[Any], Sequence[int]]:
-    """Return name, data and shape, () if it has none. Its datatype is not looked at: the schema decides."""
+def _read_tensor(tensor: object, place: str, binary: _Binary) -> tuple[str, list[Any], Sequence[int]]:
+    """Return name, data and shape. The datatype of JSON data is not looked at: the schema decides."""
     if not isinstance(tensor, dict):
-        raise Fault(f"inputs[{position}]", "an object with name and data", describe(tensor), "send a tensor")
-    name, data, shape = tensor.get("name"), tensor.get("data"), tensor.get("shape")
+        raise Fault(place, "an object with name and data", describe(tensor), "send a tensor")
+    name = tensor.get("name")
+    size = _read_size(tensor, name if isinstance(name, str) else place)
+    # Taken before anything else is looked at: what comes next is the next tensor's, whatever is wrong with this one.
+    taken = None if size is None else binary.take(size)
     if not isinstance(name, str):
-        raise Fault(f"inputs[{position}].name", "a string", describe(name), "name the input")
+        raise Fault(f"{place}.name", "a string", describe(name), "name the input")
+    if taken is None:
+        return name, _read_data(tensor, name), _read_shape(tensor, name) or ()
+    if len(taken) != size:
+        remedy = f"send them after the JSON, and the size of that as {HEADER_LENGTH}"
+        raise Fault(name, f"a tensor of {size} bytes of binary data", f"{len(taken)}", remedy)
+    shape = _read_shape(tensor, name)
+    return name, _read_binary(tensor, name, taken, shape), shape or ()
+
+
+def _read_size(tensor: dict[str, Any], name: str) -> int | None:
+    """Return how much binary data a tensor has, None if its data is JSON."""
+    parameters = tensor.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise Fault(name, "a tensor whose parameters are an object", describe(parameters), "leave them out")
+    size = (parameters or {}).get("binary_data_size")
+    if size is None:
+        return None
+    if type(size) is not int or not 0 <= size < 1 << 63:
+        got = f"a binary_data_size that is {describe(size)}"
+        raise Fault(name, "a tensor whose binary_data_size is a number of bytes", got, "send the size of its data")
+    return size
+
+
+def _read_data(tensor: dict[str, Any], name: str) -> list[Any]:
+    data = tensor.get("data")
     if not isinstance(data, list):
         got = f"data that is {describe(data)}" if "data" in tensor else "no data"
-        raise Fault(name, "a tensor with a list for data", got, "send its data as JSON (binary tensors are not read)")
+        raise Fault(name, "a tensor with a list for data", got, "send its data as JSON, or as binary data")
+    return data
+
+
+def _read_binary(tensor: dict[str, Any], name: str, data: memoryview, shape: Sequence[int] | None) -> list[Any]:
+    if tensor.get("data") is not None:
+        raise Fault(name, "a tensor with data or binary data", "both", "send one of them")
     if shape is None:
-        return name, data, ()
+        raise Fault(name, "a binary tensor with a shape", "none", "send the shape of its data")
+    declared = tensor.get("datatype")
+    datatype = tensors.v2_name(declared) if isinstance(declared, str) else ""
+    if datatype not in tensors.DATATYPES:
+        known = ", ".join(tensors.DATATYPES)
+        raise Fault(name, "a binary tensor of a known datatype", describe(declared), f"send one of {known}")
+    try:
+        return tensors.read(data, datatype, shape)
+    except tensors.Malformed as error:
+        raise Fault(name, f"a binary {datatype} tensor", error.got, error.remedy) from None
+
+
+def _read_shape(tensor: dict[str, Any], name: str) -> Sequence[int] | None:
+    shape = tensor.get("shape")
     # A length is an int64 in the protocol; data cannot nest deeper than JSON text may.
-    are_lengths = isinstance(shape, list) and all(type(length) is int and 0 <= length < 1 << 63 for length in shape)
-    if not are_lengths or len(shape) > strictjson.MAX_NESTING:
-        got = f"a shape that is {describe(shape)}"
-        raise Fault(name, "a tensor whose shape is a list of lengths", got, "send the shape of its data")
-    return name, data, shape
+    is_list = isinstance(shape, list) and len(shape) <= strictjson.MAX_NESTING
+    if shape is None or (is_list and all(type(length) is int and 0 <= length < 1 << 63 for length in shape)):
+        return shape
+    got = f"a shape that is {str(shape)[:40] if is_list else describe(shape)}"
+    raise Fault(name, "a tensor whose shape is a list of lengths", got, "send the shape of its data")
 
 
 def _read_id(value: object, faults: list[Fault]) -> str | None:
@@ -125,12 +228,33 @@ def _read_id(value: object, faults: list[Fault]) -> str | None:
     return None
 
 
-def _read_outputs(value: object, faults: list[Fault]) -> list[str] | None:
+def _read_outputs(value: object, all_binary: bool, faults: list[Fault]) -> dict[str, bool] | None:
     wanted = value if isinstance(value, list) else []
-    names = [output["name"] for output in wanted if isinstance(output, dict) and isinstance(output.get("name"), str)]
-    if len(names) < len(wanted) or not isinstance(value, list | None):
+    named = [each for each in wanted if isinstance(each, dict) and isinstance(each.get("name"), str)]
+    if len(named) < len(wanted) or not isinstance(value, list | None):
         faults.append(Fault("outputs", "a list of objects with a name", describe(value), "leave it out for all"))
-    return names or None
+    outputs: dict[str, bool] = {}
+    for position, output in enumerate(named):
+        where = f"outputs[{position}].parameters"
+        own = _read_flag(output, "binary_data", where, faults)
+        outputs[output["name"]] = all_binary if own is None else own
+        if isinstance(output.get("parameters"), dict) and output["parameters"].get("classification"):
+            sentence = f"The classification of {quoted(output['name'])} is not supported; ask for the output itself."
+            faults.append(Fault(f"{where}.classification", "nothing", "a classification", sentence=sentence))
+    return outputs or None
+
+
+def _read_flag(holder: dict[str, Any], name: str, where: str, faults: list[Fault]) -> bool | None:
+    """Return what the `parameters` of a request or an output say to `name`, None if they do not."""
+    parameters = holder.get("parameters")
+    if not isinstance(parameters, dict | None):
+        faults.append(Fault(where, "an object", describe(parameters), "leave it out"))
+        return None
+    value = (parameters or {}).get(name)
+    if isinstance(value, bool | None):
+        return value
+    faults.append(Fault(f"{where}.{name}", "true or false", describe(value), "leave it out for JSON"))
+    return None
 
 
 def _repeated(name: str) -> Fault:
@@ -206,94 +330,35 @@ def _parsed(text: str, declared: Input) -> object:
     return float(text) if declared.family is NUMBER and _DECIMAL.fullmatch(text) else text
 
 
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _DECIMAL_INTEGER = re.compile(rf"-?[0-9]{{1,{strictjson.MAX_DIGITS}}}")
 _DECIMAL = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
-# Answers. -----------------------------------------------------------------------------------------------------------
-
-_FLOATS = {"float16": "FP16", "float32": "FP32", "float64": "FP64", "bfloat16": "BF16"}
-_DTYPES = {name.lower(): name for name in ("BOOL", *RANGES)} | _FLOATS
-_KINDS = {
-    frozenset({bool}): "BOOL",
-    frozenset({int}): "INT64",
-    frozenset({float}): "FP64",
-    frozenset({int, float}): "FP64",
-    frozenset({str}): "BYTES",
-    frozenset(): "FP64",  # an empty list says nothing; this is numpy's default
-}
+# The repository. ----------------------------------------------------------------------------------------------------
 
 
-def infer_response(
-    result: Mapping[str, object], *, model: str, id: str | None, requested: list[str] | None
-) -> dict[str, Any]:
-    """Dress an app's dict as a v2 body. Raises BadRequest for an unknown output, ValueError that names one at fault."""
-    values = {str(name): value for name, value in result.items()}
-    for name in requested or ():
-        if name not in values:
-            raise BadRequest(f"{quoted(name)} is not an output of this app; it gave: {', '.join(values) or 'none'}.")
-    body: dict[str, Any] = {"model_name": model, "model_version": VERSION}
-    if id is not None:
-        body["id"] = id
-    body["outputs"] = [_tensor(name, values[name]) for name in requested or values]
-    return body
+def read_index(body: bytes) -> bool:
+    """Read what POST /v2/repository/index asks for: only the models that are ready? Raises BadRequest."""
+    ready = _read_object(body).get("ready", False)
+    if not isinstance(ready, bool):
+        raise BadRequest(f"ready must be true or false, got {describe(ready)}; leave it out for all models.")
+    return ready
 
 
-def _tensor(name: str, value: object) -> dict[str, Any]:
-    try:
-        datatype, shape, data = _typed(value)
-    except (OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise ValueError(f"output {name!r} cannot be sent: {error}") from None
-    return {"name": name, "datatype": datatype, "shape": list(shape), "data": data}
+def check_control(body: bytes) -> None:
+    """Look through what is asked of a load or an unload. Raises BadRequest for what is not supported."""
+    parameters = _read_object(body).get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadRequest(f"parameters must be an object, got {describe(parameters)}; leave it out.")
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise BadRequest(f"{quoted(name)} is not supported; the model is always loaded from its own folder.")
 
 
-def _typed(value: Any) -> tuple[str, Sequence[int], list[Any]]:
-    """Return datatype, shape and data, row by row. What v2 has no datatype for goes out as JSON text, in BYTES."""
-    dtype = getattr(value, "dtype", None) if hasattr(value, "tolist") else None
-    datatype = _DTYPES.get(str(getattr(dtype, "name", dtype)).removeprefix("torch."))
-    shape: Sequence[int] = value.shape if datatype else ()
-    value = plain(value)
-    try:
-        true_shape, elements = measure(value)
-    except ValueError:  # rows of different lengths
-        true_shape, elements = (), [value]
-    bases = (bool, int, float, str, object)
-    kinds = frozenset(next(base for base in bases if issubclass(kind, base)) for kind in set(map(type, elements)))
-    datatype = datatype or _KINDS.get(kinds)
-    if datatype is None:
-        return "BYTES", (1,), [json.dumps(value, ensure_ascii=False, allow_nan=False)]
-    if datatype in _FLOATS.values():
-        elements = [*map(float, elements)]
-        if not all(map(math.isfinite, elements)):
-            raise ValueError("it holds NaN or Infinity, which JSON has no words for; send null or a string")
-    return datatype, shape or true_shape or (1,), elements
-
-
-def generate_response(outputs: Sequence[Mapping[str, Any]], *, model: str, id: str | None = None) -> dict[str, Any]:
-    """Join a stream's dicts to one: strings in order, other values from the last dict that has them."""
-    joined: dict[str, Any] = {}
-    texts: dict[str, list[str]] = {}
-    for output in outputs:
-        joined.update(output)
-        for name, value in output.items():
-            if isinstance(value, str):
-                texts.setdefault(name, []).append(value)
-    joined.update((name, "".join(parts)) for name, parts in texts.items())
-    names = {"model_name": model, "model_version": VERSION} | ({"id": id} if id is not None else {})
-    return joined | {name: value for name, value in names.items() if name not in joined}  # the app's own win
-
-
-def server_metadata() -> dict[str, Any]:
-    """Answer GET /v2."""
-    return {"name": "inferless-shim", "version": __version__, "extensions": []}
-
-
-def model_metadata(model: str, schema: Schema) -> dict[str, Any]:
-    """Answer GET /v2/models/<name>. What an app sends back is not declared anywhere."""
-    v2_names = {"STRING": "BYTES", "INT": "INT64", "BOOLEAN": "BOOL"}
-    inputs = [
-        {"name": name, "datatype": v2_names.get(declared.datatype, declared.datatype), "shape": list(declared.shape)}
-        for name, declared in schema.inputs.items()
-    ]
-    return {"name": model, "versions": [VERSION], "platform": "inferless", "inputs": inputs, "outputs": []}
+def _read_object(body: bytes) -> dict[str, Any]:
+    request = strictjson.loads(body) if body.strip() else {}
+    if not isinstance(request, dict):
+        raise BadRequest(f"The body must be a JSON object or empty, got {describe(request)}; send {{}}.")
+    return request

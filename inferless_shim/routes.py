@@ -11,21 +11,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import outputs, protocol, sse, usage
+from . import answers, outputs, protocol, sse, usage
 from .errors import AppFailed, BadRequest, InferTimeout, MethodNotAllowed, NotFound, ShimError, Unavailable
 from .http1 import Request
 from .job import Job
+from .outputs import JSON, VERSION, Answer
+from .schema import Schema
 from .service import Service
 from .store import IdempotencyKey
 from .stream import Stream
 
-JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 LAST_EVENT_ID = "last_event_id"
+REPOSITORY = "/v2/repository"  # whose requests may come without a body
+# What the repository extension calls the engine's states that it has no name for.
+REPOSITORY_STATES = {"UNLOADED": "UNAVAILABLE"}
 
 Fields = list[tuple[str, str]]
-Render = Callable[[Sequence[Any]], bytes]
+Render = Callable[[Sequence[Any]], Answer]
 
 
 @dataclass
@@ -76,6 +80,7 @@ class Routes:
         self.service = service
         self.app = service.app
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+        repository = REPOSITORY + r"/models/(?P<model>[^/]+)"
         table: list[tuple[str, dict[str, Endpoint]]] = [
             (r"\*", {}),  # OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7)
             (r"/", {"GET": self.index}),
@@ -85,10 +90,14 @@ class Routes:
             (r"/v2/health/live", {"GET": self.live}),
             (r"/v2/health/ready", {"GET": self.ready}),
             (model, {"GET": self.model_metadata}),
+            (model + "/config", {"GET": self.model_config}),
             (model + "/ready", {"GET": self.ready}),
             (model + "/infer", {"POST": self.infer_protocol}),
             (model + "/generate", {"POST": self.generate}),
             (model + "/generate_stream", {"POST": self.generate_stream}),
+            (REPOSITORY + r"/index", {"POST": self.repository_index}),
+            (repository + "/load", {"POST": self.load}),
+            (repository + "/unload", {"POST": self.unload}),
         ]
         self._table = [(re.compile(path), endpoints) for path, endpoints in table]
 
@@ -108,11 +117,11 @@ class Routes:
         raise NotFound(f"There is nothing at {request.path[:200]}; GET / says what there is.")
 
     def _check_model(self, params: dict[str, str]) -> None:
-        name, version = params.get("model", self.app.name), params.get("version", "1")
+        name, version = params.get("model", self.app.name), params.get("version", VERSION)
         if name != self.app.name:
             raise NotFound(f"There is no model {name[:200]} here; this server runs {self.app.name}.")
-        if version != "1":
-            raise NotFound(f"There is no version {version[:200]} of {name}; the only one is 1.")
+        if version != VERSION:
+            raise NotFound(f"There is no version {version[:200]} of {name}; the only one is {VERSION}.")
 
     # ---- What is here
 
@@ -131,16 +140,56 @@ class Routes:
         return Reply(200, b'{"ready":true}')
 
     def server_metadata(self, exchange: Exchange) -> Reply:
-        return json_reply(protocol.server_metadata())
+        return json_reply(answers.server_metadata())
 
     def model_metadata(self, exchange: Exchange) -> Reply:
-        return json_reply(protocol.model_metadata(self.app.name, self.app.schema))
+        return json_reply(answers.model_metadata(self.app.name, self._schema(), self.app.described_outputs()))
+
+    def model_config(self, exchange: Exchange) -> Reply:
+        flags = self.app.flags
+        return json_reply(
+            answers.model_config(
+                self.app.name,
+                self._schema(),
+                self.app.described_outputs(),
+                batch_size=flags.batch_size,
+                streaming=flags.streaming,
+            )
+        )
+
+    def _schema(self) -> Schema:
+        """Return what the app takes. Raises Unavailable (503) if that is not known before it is loaded."""
+        if self.app.schema is None:
+            self.service.check_ready()
+        assert self.app.schema is not None, "loaded without a schema"
+        return self.app.schema
+
+    # ---- The repository, of one model
+
+    def repository_index(self, exchange: Exchange) -> Reply:
+        only_ready = protocol.read_index(exchange.body)
+        engine = self.service.engine
+        state, reason = REPOSITORY_STATES.get(engine.state.name, engine.state.name), engine.reason
+        listed = [answers.index_entry(self.app.name, state, reason)] if state == "READY" or not only_ready else []
+        return Reply(200, outputs.encode_value(listed))
+
+    def load(self, exchange: Exchange) -> Reply:
+        protocol.check_control(exchange.body)
+        if self.service.draining:
+            raise Unavailable("The server is shutting down; try again shortly.")
+        self.service.engine.load()
+        return Reply(200, b"{}")
+
+    def unload(self, exchange: Exchange) -> Reply:
+        protocol.check_control(exchange.body)
+        self.service.engine.unload()
+        return Reply(200, b"{}")
 
     # ---- Inference
 
     def infer(self, exchange: Exchange) -> Outcome:
-        call = protocol.read_body(exchange.body, self.app.schema)
-        return self._start(exchange, call, outputs.Native(), None if self.app.streaming else render_flat)
+        call = self._read(exchange)
+        return self._start(exchange, call, outputs.Native(), None if self.app.streaming else flat)
 
     def infer_query(self, exchange: Exchange) -> Outcome:
         if exchange.request.method == "HEAD":  # never starts anything
@@ -148,34 +197,34 @@ class Routes:
         last_event_id = self._last_event_id(exchange)
         if last_event_id is not None and self.app.streaming:
             return self._resume(last_event_id, id_first=True)
-        call, reserved = protocol.read_query(exchange.request.query, self.app.schema)
+        call, reserved = protocol.read_query(exchange.request.query, self._schema())
         return self._start(
-            exchange, call, outputs.Native(), None if self.app.streaming else render_flat, reserved, id_first=True
+            exchange, call, outputs.Native(), None if self.app.streaming else flat, reserved, id_first=True
         )
 
     def infer_protocol(self, exchange: Exchange) -> Outcome:
-        call = protocol.read_body(exchange.body, self.app.schema)
+        call = self._read(exchange)
 
-        def render(results: Sequence[Any]) -> bytes:
-            result = results[-1] if isinstance(results[-1], dict) else {"result": results[-1]}
-            body = protocol.infer_response(result, model=self.app.name, id=call.id, requested=call.outputs)
-            return outputs.encode(body)
+        def render(results: Sequence[Any]) -> Answer:
+            return answers.infer_response(answers.joined(results), model=self.app.name, call=call)
 
         dialect = outputs.Generate(self.app.name)
         return self._start(exchange, call, dialect, None if self.app.streaming else render)
 
     def generate(self, exchange: Exchange) -> Outcome:
-        call = protocol.read_body(exchange.body, self.app.schema)
+        call = self._read(exchange)
 
-        def render(results: Sequence[Any]) -> bytes:
-            dicts = [result if isinstance(result, dict) else {"result": result} for result in results]
-            return outputs.encode(protocol.generate_response(dicts, model=self.app.name, id=call.id))
+        def render(results: Sequence[Any]) -> Answer:
+            return answers.generate_response(results, model=self.app.name, id=call.id)
 
         return self._start(exchange, call, outputs.Generate(self.app.name), render)
 
     def generate_stream(self, exchange: Exchange) -> Outcome:
-        call = protocol.read_body(exchange.body, self.app.schema)
-        return self._start(exchange, call, outputs.Generate(self.app.name), None)
+        return self._start(exchange, self._read(exchange), outputs.Generate(self.app.name), None)
+
+    def _read(self, exchange: Exchange) -> protocol.Call:
+        header_length = exchange.request.field(protocol.HEADER_LENGTH.lower())
+        return protocol.read_body(exchange.body, self._schema(), header_length)
 
     def _start(
         self,
@@ -196,12 +245,14 @@ class Routes:
             # Where the route answers with no stream, there is none to resume: the route decides, not the header.
             if last_event_id is not None and (render is None or detached):
                 return self._resume(last_event_id)
+        if not self.app.outputs:
+            dialect = outputs.Watched(dialect, self._learn)
         stream, new = self._open(exchange, None if render and not detached else dialect, detached)
         if new:
             job = Job(
                 stream,
                 call.inputs,
-                None if detached else render,
+                None if detached or render is None else self._learning(render),
                 usable_id(call.id) or exchange.request_id,
                 request.field("traceparent"),
             )
@@ -235,12 +286,31 @@ class Routes:
             self.service.engine.release()
         return stream, new
 
+    def _learning(self, render: Render) -> Render:
+        """Return `render`, after which the metadata knows what was rendered."""
+
+        def rendered(results: Sequence[Any]) -> Answer:
+            answer = render(results)
+            for result in results[-1:]:
+                self._learn(result)
+            return answer
+
+        return rendered
+
+    def _learn(self, result: Any) -> None:
+        """Note outputs that are not known yet. Runs on an infer thread, after what it is shown could be sent."""
+        known = self.app.outputs
+        new = {name: value for name, value in outputs.as_dict(result).items() if str(name) not in known}
+        if new:
+            self.app.outputs = known | answers.learn(new)
+
     # ---- Streams
 
     def _last_event_id(self, exchange: Exchange) -> str | None:
         """Return where the client is: the header wins over the query, where the app may have an input of that name."""
         in_query = None
-        if exchange.request.method == "POST" or LAST_EVENT_ID not in self.app.schema.inputs:
+        own = self.app.schema.inputs if self.app.schema is not None else {}
+        if exchange.request.method == "POST" or LAST_EVENT_ID not in own:
             in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
         return exchange.request.field("last-event-id") or in_query or None
 
@@ -298,7 +368,7 @@ def stream_fields(stream: Stream) -> Fields:
 def answer(stream: Stream) -> Reply:
     """Make the reply of an answer that has ended. Raises the ShimError of one that failed."""
     if stream.failure is None:
-        return Reply(200, stream.answer)
+        return Reply(200, stream.answer.body, stream.answer.content_type, list(stream.answer.fields))
     code, message = stream.failure
     if code == "timeout":
         raise InferTimeout(message)
@@ -320,10 +390,8 @@ def idempotency_key(exchange: Exchange) -> IdempotencyKey | None:
     return IdempotencyKey(value, fingerprint)
 
 
-def render_flat(results: Sequence[Any]) -> bytes:
-    """The app's dict as JSON; anything else that it returned as the JSON that it is."""
-    result = results[-1]
-    return outputs.encode(result) if isinstance(result, dict) else outputs.encode_value(result)
+def flat(results: Sequence[Any]) -> Answer:
+    return answers.flat_response(answers.joined(results))
 
 
 def json_reply(value: dict[str, Any]) -> Reply:

@@ -15,7 +15,7 @@ from enum import Enum, auto
 from . import sse
 from .errors import BadRequest, Gone
 from .eventlog import EventLog
-from .outputs import Dialect
+from .outputs import NO_ANSWER, Answer, Dialect
 from .subscriber import Progress, Subscriber
 
 # What one send may take under the lock: as much as a stream's socket buffers (SO_SNDBUF).
@@ -43,7 +43,7 @@ class State(Enum):
 
 
 class Stream:
-    """One response. `dialect` is None for an answer that is not a stream: its log stays empty, `answer` is its body.
+    """One response. `dialect` is None for one that is not a stream: its log stays empty, `answer` is what it is.
 
     A `keyed` one may be asked for again with its Idempotency-Key; a `detached` one (`Prefer: respond-async`) runs
     before anybody follows.
@@ -64,7 +64,7 @@ class Stream:
         # Since when it has nobody to run for; None while it has. A detached one has, until its first follower leaves.
         self.unfollowed: float | None = None if detached else self.created
         self.followed = False  # whether anybody ever did
-        self.answer = b""
+        self.answer = NO_ANSWER
         self.failure: tuple[str, str] | None = None  # code and sentence, once FAILED or CANCELLED
         self._subscribers: set[Subscriber] = set()
         self._ready: set[Subscriber] = set()  # those that the next event goes to, or that it wakes
@@ -87,7 +87,7 @@ class Stream:
     def kept(self) -> int:
         """How many bytes it keeps in memory. Any thread, without the lock."""
         start = self.log.start  # before the end, which only moves up: else a fast producer makes it less than nothing
-        return self.log.end - start + len(self.answer)
+        return self.log.end - start + len(self.answer.body)
 
     @property
     def hurries(self) -> bool:
@@ -116,7 +116,7 @@ class Stream:
         with self.lock:
             self._check_open()
 
-    def finish(self, answer: bytes = b"") -> bool:
+    def finish(self, answer: Answer = NO_ANSWER) -> bool:
         """End the stream well, with its dialect's last event or its answer. Return False if it had ended before."""
         while True:
             events = self.log.last
@@ -263,13 +263,15 @@ class Stream:
         return sent == missing
 
     def _end(self, state: State, lines: bytes | None) -> None:
-        if lines is not None:
-            self._append(lines)
-        self.state = state
-        self.ended = time.monotonic()
-        self._ready.clear()  # no heartbeat comes after the last event
-        for subscriber in self._subscribers:
-            subscriber.wake()
+        try:
+            if lines is not None:
+                self._append(lines)
+        finally:  # an app that has filled the stack finalises: whatever is raised, there is one last event
+            self.state = state
+            self.ended = time.monotonic()
+            self._ready.clear()  # no heartbeat comes after the last event
+            for subscriber in self._subscribers:
+                subscriber.wake()
 
     def _locate(self, number: int) -> int | None:
         if number > self.log.last and self.is_open:

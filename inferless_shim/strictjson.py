@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 from typing import Any, NoReturn
 
@@ -149,19 +149,6 @@ def nest(elements: list[Any], shape: Sequence[int]) -> list[Any]:
     for length in reversed(shape[1:]):
         elements = [elements[start : start + length] for start in range(0, len(elements), length)]
     return elements
-
-
-def plain(value: Any) -> Any:
-    """Return a value in JSON's types, as far as it has them. numpy and torch are known by `tolist`, not imported."""
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if hasattr(value, "tolist"):
-        return plain((value.detach() if hasattr(value, "detach") else value).tolist())
-    if isinstance(value, Mapping):
-        return {key: plain(element) for key, element in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [*map(plain, value)]
-    return value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
 
 
 # Values in words, short enough for a sentence. ----------------------------------------------------------------------

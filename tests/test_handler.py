@@ -233,7 +233,7 @@ class ConnectionTests(SharedServer):
     def test_endpoint_that_fails(self) -> None:
         """A mistake of ours is a 500 in JSON that tells nothing, and a traceback in the log; the connection goes on."""
         with (
-            mock.patch("inferless_shim.protocol.server_metadata", side_effect=RuntimeError("/secret/path")),
+            mock.patch("inferless_shim.answers.server_metadata", side_effect=RuntimeError("/secret/path")),
             self.assertLogs("inferless_shim.handler", "ERROR") as logs,
             Client(self.port) as client,
         ):
@@ -462,7 +462,7 @@ class BrokenStreamTests(TestCase):
         with serving(self.puppet.infer) as server, Client(server.port) as client:
             self.puppet.send(OUT="a")
             self.puppet.fail(ValueError("no more"))
-            with self.assertLogs("inferless_shim.engine", "ERROR"):
+            with self.assertLogs("inferless_shim.run", "ERROR"):
                 response = client.request("POST", "/infer", {"TEXT": ""}).read()
             self.assertTrue(response.complete)
             self.assertEqual(response.events[-1].event, "error")
@@ -627,7 +627,7 @@ class LeakTests(TestCase):
                                 Response(client).read()
                     eventually(lambda: connections(server) == 0)
                     eventually(lambda before=before: len(os.listdir("/proc/self/fd")) <= before)
-                    self.assertEqual(server.service.engine._reserved, 0)
+                    self.assertEqual(server.service.engine._backlog.reserved, 0)
                     eventually(lambda: not server.service.engine.busy and not server.service.store.running())
             last = ask(port, "POST", "/infer", {"TEXT": "a b"})
             self.assertEqual((last.status, texts(last)), (200, [{"OUT": "a"}, {"OUT": "b"}]))

@@ -1,4 +1,4 @@
-"""Requests in, answers out, as tables; no HTTP."""
+"""Requests in, as tables; no HTTP."""
 
 from __future__ import annotations
 
@@ -7,21 +7,10 @@ import os
 import random
 import unittest
 from collections.abc import Callable
-from typing import Any
 
-from inferless_shim import __version__
 from inferless_shim.errors import BadRequest
-from inferless_shim.protocol import (
-    Call,
-    generate_response,
-    infer_response,
-    model_metadata,
-    read_body,
-    read_query,
-    reserved_query,
-    server_metadata,
-)
-from inferless_shim.schema import MAX_FAULTS, Schema, compile_schema
+from inferless_shim.protocol import Call, check_control, read_body, read_index, read_query, reserved_query
+from inferless_shim.schema import MAX_FAULTS, Input, Schema, compile_schema
 from tests.bad_bodies import BAD_BODIES, SCHEMA, bare, enveloped, tensor, tensors, text_of
 
 APP = compile_schema(SCHEMA, streaming=False, batched=False)
@@ -153,16 +142,56 @@ class ReadBody(unittest.TestCase):
         self.assertEqual(read({"inputs": []}, schema).inputs, {"inputs": []})
         self.assertEqual(read({"inputs": [tensor("inputs", ["a", "b"], [2])]}, schema).inputs, {"inputs": ["a", "b"]})
 
+    def test_read_body_own_json(self) -> None:
+        """An app's own inputs of any JSON win over the envelopes of their names, whatever is sent."""
+        names = ("inputs", "parameters")
+        schema = Schema({name: Input(name, "JSON", (1,), required=False) for name in names}, [])
+        for request in ({"inputs": [{"name": "a", "data": []}]}, {"parameters": {"x": 1}}, {"inputs": {}}):
+            with self.subTest(request=request):
+                self.assertEqual(read(request, schema), Call(None, request))
+
     def test_read_body_outputs(self) -> None:
-        """The outputs that a v2 request names are passed on; none named are all."""
-        for outputs, names in (
-            ([{"name": "a"}, {"name": "b", "parameters": {}}], ["a", "b"]),
-            ([], None),
-            (None, None),
-        ):
-            with self.subTest(outputs=outputs):
-                request = {"inputs": [tensor("TEXT", ["x"], [1])], "outputs": outputs}
-                self.assertEqual(read(request).outputs, names)
+        """The outputs that a v2 request names are passed on, and how they go out; none named are all."""
+        a, b = {"name": "a"}, {"name": "b", "parameters": {}}
+        yes, no = {"parameters": {"binary_data": True}}, {"parameters": {"binary_data": False}}
+        table: list[tuple[object, object, dict[str, bool] | None, bool]] = [
+            (None, None, None, False),
+            ([], None, None, False),
+            ([a, b], None, {"a": False, "b": False}, False),
+            ([a | yes, b], {}, {"a": True, "b": False}, False),
+            (None, {"binary_data_output": True}, None, True),
+            ([a | no, b], {"binary_data_output": True}, {"a": False, "b": True}, True),
+            ([a | yes, b], {"binary_data_output": False, "priority": 1}, {"a": True, "b": False}, False),
+            ([b, a, b], {"binary_data_output": None}, {"b": False, "a": False}, False),
+            ([a | {"parameters": {"classification": 0, "x": {}}}], None, {"a": False}, False),
+        ]
+        for outputs, parameters, names, binary in table:
+            with self.subTest(outputs=outputs, parameters=parameters):
+                request = {"inputs": [tensor("TEXT", ["x"], [1])], "outputs": outputs, "parameters": parameters}
+                call = read(request)
+                self.assertEqual((call.outputs, call.binary), (names, binary))
+                self.assertEqual(list(call.outputs or ()), list(names or ()))
+
+    def test_read_body_bad_parameters(self) -> None:
+        """Parameters that are read have a type; what is not supported is refused rather than left out."""
+        table: list[tuple[dict[str, object], tuple[str, ...]]] = [
+            ({"parameters": 5}, ("parameters must be an object",)),
+            ({"parameters": {"binary_data_output": 1}}, ("parameters.binary_data_output must be true or false",)),
+            ({"outputs": [{"name": "a", "parameters": []}]}, ("outputs[0].parameters must be an object",)),
+            (
+                {"outputs": [{"name": "a", "parameters": {"binary_data": "yes"}}]},
+                ("outputs[0].parameters.binary_data must be true or false",),
+            ),
+            (
+                {"outputs": [{"name": "a"}, {"name": "b", "parameters": {"classification": 3}}]},
+                ('The classification of "b" is not supported', "outputs[1].parameters.classification"),
+            ),
+        ]
+        for beside, words in table:
+            with self.subTest(beside=beside), self.assertRaises(BadRequest) as caught:
+                read({"inputs": [tensor("TEXT", ["x"], [1])], **beside})
+            for word in words:
+                self.assertIn(word, text_of(caught.exception.body()))
 
     def test_read_body_no_inputs(self) -> None:
         """An app without inputs takes an empty object in every form."""
@@ -276,6 +305,231 @@ def mutated(rng: random.Random, source: bytes) -> bytes:
     return bytes(body)
 
 
+def binary(
+    name: object, data: bytes, shape: object = (1,), datatype: object = "BYTES", /, **others: object
+) -> tuple[dict[str, object], bytes]:
+    """Return a tensor whose data follows the JSON, and that data."""
+    sized: dict[str, object] = {"parameters": {"binary_data_size": len(data)}}
+    return {"name": name, "shape": shape, "datatype": datatype, **sized, **others}, data
+
+
+def text(words: str) -> bytes:
+    return len(words.encode()).to_bytes(4, "little") + words.encode()
+
+
+HELLO = binary("TEXT", text("hello"))
+Binary = tuple[dict[str, object], bytes]
+
+
+def read_binary(
+    *sent: Binary, schema: Schema = APP, beside: dict[str, object] | None = None, rest: bytes = b"", length: str = ""
+) -> Call:
+    """Read a body of tensors, of which those with data in binary form have it after the JSON."""
+    json_part = json.dumps({"inputs": [tensor for tensor, _ in sent], **(beside or {})}).encode()
+    body = json_part + b"".join(data for _, data in sent) + rest
+    return read_body(body, schema, length or str(len(json_part)))
+
+
+# What is wrong, the tensors, words of the error.
+BAD_BINARY: list[tuple[str, list[Binary], tuple[str, ...]]] = [
+    ("no shape", [binary("TEXT", text("a"), None)], ("TEXT must be a binary tensor with a shape",)),
+    ("bad shape", [binary("TEXT", text("a"), [-1])], ("TEXT must be a tensor whose shape is a list of lengths",)),
+    (
+        "no datatype",
+        [binary("TEXT", text("a"), [1], None)],
+        ("TEXT must be a binary tensor of a known datatype, got null",),
+    ),
+    (
+        "unknown datatype",
+        [binary("TEXT", text("a"), [1], "FP8")],
+        ('known datatype, got the string "FP8"', "send one of"),
+    ),
+    ("datatype is a list", [binary("TEXT", text("a"), [1], [])], ("known datatype",)),
+    ("data as well", [binary("TEXT", text("a"), [1], data=["a"])], ("data or binary data, got both",)),
+    ("no name", [binary(5, text("a")), HELLO], ("inputs[0].name must be a string",)),
+    ("unknown name", [HELLO, binary("TXT", text("a"))], ("did you mean TEXT?",)),
+    ("given twice", [HELLO, HELLO], ('"TEXT" is given more than once',)),
+    (
+        "too few bytes",
+        [HELLO, binary("SIZE", b"1234", [2], "INT64")],
+        ("SIZE must be a binary INT64 tensor, got 4 bytes",),
+    ),
+    ("not UTF-8", [binary("TEXT", b"\1\0\0\0\xff")], ("TEXT must be a binary BYTES tensor", "UTF-8 at position 0")),
+    ("NaN", [HELLO, binary("TEMPERATURE", b"\0\0\xc0\x7f", [1], "FP32")], ("got nan at position 0; send finite",)),
+    (
+        "a fraction for an integer",
+        [HELLO, binary("MAX_NEW_TOKENS", b"\0\0\0?", [1], "FP32")],
+        ("an integer, got the number 0.5",),
+    ),
+    ("a number for a string", [binary("TEXT", b"\1", [1], "UINT8")], ("TEXT must be a string, got the integer 1",)),
+    ("a shape that does not fit", [HELLO, binary("SIZE", bytes(24), [3], "INT64")], ("SIZE", "a tensor of shape [3]")),
+    (
+        "more than there is",
+        [HELLO, binary("SAMPLE", b"", [1], "BOOL", parameters={"binary_data_size": 1})],
+        ("SAMPLE must be a tensor of 1 bytes of binary data, got 0", "Inference-Header-Content-Length"),
+    ),
+    ("a huge size", [HELLO, binary("SAMPLE", b"", [1], "BOOL", parameters={"binary_data_size": 2**62})], ("got 0",)),
+    (
+        "a size that is no number",
+        [HELLO, binary("SAMPLE", b"", parameters={"binary_data_size": "1"})],
+        ("binary_data_size that is the",),
+    ),
+    (
+        "a negative size",
+        [HELLO, binary("SAMPLE", b"", parameters={"binary_data_size": -1})],
+        ("SAMPLE", "the integer -1"),
+    ),
+    ("a size that is true", [HELLO, binary("SAMPLE", b"", parameters={"binary_data_size": True})], ("SAMPLE", "true")),
+    (
+        "a huger size",
+        [HELLO, binary("SAMPLE", b"", parameters={"binary_data_size": 10**4000})],
+        ("SAMPLE", "an integer of"),
+    ),
+    (
+        "parameters that are none",
+        [HELLO, binary("SAMPLE", b"", parameters=[])],
+        ("SAMPLE must be a tensor whose parameters",),
+    ),
+    ("shared memory", [binary("TEXT", b"", parameters={"shared_memory_region": "x"})], ("TEXT", "got no data")),
+]
+
+
+class ReadBinary(unittest.TestCase):
+    """Triton's binary tensor data extension, on its way in."""
+
+    def test_read_binary_mixed(self) -> None:
+        """Tensors with binary data take it in turn; others may stand between them, with their data in JSON."""
+        call = read_binary(
+            HELLO,
+            (tensor("SAMPLE", [True], [1], "BOOL"), b""),
+            binary("SIZE", bytes.fromhex("8002000000000000 e001000000000000"), [2], "INT64"),
+            binary("BOXES", bytes.fromhex("0000803f 00000040 00004040 00008040"), [1, 4], "FP32"),
+            (tensor("MAX_NEW_TOKENS", [5], [1], "INT32"), b""),
+            binary("STOP", text("é") + text(""), [2]),
+            beside={"id": "seven", "parameters": {"binary_data_output": True}},
+        )
+        inputs = {"TEXT": "hello", "MAX_NEW_TOKENS": 5, "SAMPLE": True}
+        inputs |= {"STOP": ["é", ""], "SIZE": [640, 480], "BOXES": [[1.0, 2.0, 3.0, 4.0]]}
+        self.assertEqual(call, Call("seven", inputs, None, True))
+
+    def test_read_binary_converts(self) -> None:
+        """The tensor's datatype says how to read it, the schema what the app gets: any width, integers as numbers."""
+        table: list[tuple[Binary, object]] = [
+            (binary("TEMPERATURE", b"\5", [1], "INT8"), 5.0),
+            (binary("TEMPERATURE", bytes.fromhex("0500000000000000"), [1], "INT64"), 5.0),
+            (binary("TEMPERATURE", bytes.fromhex("003e"), [1], "FP16"), 1.5),
+            (binary("TEMPERATURE", bytes.fromhex("c03f"), [1], "BF16"), 1.5),
+            (binary("MAX_NEW_TOKENS", bytes.fromhex("000000000000f03f"), [1], "FP64"), 1),
+            (binary("MAX_NEW_TOKENS", b"\xff" * 8, [1], "UINT64"), 2**64 - 1),
+            (binary("SAMPLE", b"\0", [1], "BOOLEAN"), False),
+            (binary("STOP", text("a"), [1], "STRING"), "a"),
+            (binary("STOP", b"", [0]), []),
+            (binary("TEMPERATURE", b"\1\0\0\0\0\0\0\0", [], "INT"), 1.0),
+        ]
+        for sent, value in table:
+            with self.subTest(tensor=sent[0]):
+                (got,) = (read_binary(HELLO, sent).inputs[name] for name in [str(sent[0]["name"])])
+                self.assertEqual((got, type(got)), (value, type(value)))
+
+    def test_read_binary_batch_of_one(self) -> None:
+        """An app with BATCH_SIZE takes binary tensors of shape [1, 1]."""
+        schema = schema_of(batched=True, TEXT="STRING")
+        self.assertEqual(read_binary(binary("TEXT", text("x"), [1, 1]), schema=schema).inputs, {"TEXT": "x"})
+
+    def test_read_binary_bad(self) -> None:
+        """Every fault is a 400 that names the input and the remedy; what belongs to the tensors after it is theirs."""
+        for label, sent, words in BAD_BINARY:
+            with self.subTest(label):
+                with self.assertRaises(BadRequest) as caught:
+                    read_binary(*sent)
+                told = text_of(caught.exception.body())
+                self.assertLess(len(told), 1000)
+                self.assertEqual(len(caught.exception.faults), 1 + ("TEXT is required" in told), told)
+                for word in words:
+                    self.assertIn(word, told)
+
+    def test_read_binary_left_over(self) -> None:
+        """Bytes that no tensor takes are a fault, in every form."""
+        for call in (
+            lambda: read_binary(HELLO, rest=b"12"),
+            lambda: read_body(b'{"TEXT": "hello"}12', APP, "17"),
+            lambda: read_body(b'{"parameters": {"TEXT": "hello"}}12', APP, "33"),
+        ):
+            with (
+                self.subTest(call),
+                self.assertRaisesRegex(BadRequest, "take all of the binary data, got 2 bytes more"),
+            ):
+                call()
+
+    def test_read_binary_header_length(self) -> None:
+        """The JSON's length is one decimal number, within the body; where there is no more, any form has one."""
+        self.assertEqual(read_body(b'{"TEXT": "hello"}', APP, "17"), Call(None, {"TEXT": "hello"}))
+        self.assertEqual(read_body(b'{"TEXT": "hello"}', APP, "0017"), Call(None, {"TEXT": "hello"}))
+        table = [("18", "says 18, but the body has 17"), ("9" * 19, "says 9"), ("0", "The body is empty")]
+        table += [(length, "not one decimal number") for length in ("", "-1", "+1", "1.0", "x", "5, 5", "²", "1" * 20)]
+        for length, words in [*table, ("16", "not valid JSON")]:
+            with self.subTest(length), self.assertRaisesRegex(BadRequest, words):
+                read_body(b'{"TEXT": "hello"}', APP, length)
+
+    def test_read_binary_without_a_header_length(self) -> None:
+        """Without it the whole body is JSON, and a tensor that says it has binary data is told what is missing."""
+        sent, data = HELLO
+        body = json.dumps({"inputs": [sent]}).encode()
+        with self.assertRaisesRegex(BadRequest, "got 0; send them after the JSON, .* Inference-Header-Content-Length"):
+            read_body(body, APP)
+        with self.assertRaisesRegex(BadRequest, "something follows the value"):
+            read_body(body + b"}" + data, APP)
+
+    def test_read_binary_many_faults(self) -> None:
+        """A body with faults by the thousand gets as many as a person can read."""
+        with self.assertRaises(BadRequest) as caught:
+            read_binary(*[binary("TEXT", b"\xff", [1])] * 5000)
+        self.assertEqual(len(caught.exception.faults), MAX_FAULTS)
+
+    def test_read_binary_mutated(self) -> None:
+        """Whatever is done to a good body, it is read as the schema says, or refused with BadRequest."""
+        seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
+        rng = random.Random(seed)
+        sent = [HELLO, binary("SIZE", bytes(16), [2], "INT64"), binary("STOP", text("a") + text("b"), [2])]
+        head = json.dumps({"inputs": [tensor for tensor, _ in sent]}).encode()
+        data = b"".join(data for _, data in sent)
+        for _ in range(3000):
+            where = rng.randrange(3)
+            body = (mutated(rng, head) if where == 0 else head) + (mutated(rng, data) if where == 1 else data)
+            length = str(len(head) + rng.randrange(-2, 3)) if where == 2 else str(len(body) - len(data))
+            with self.subTest(TEST_SEED=seed, body=body, length=length):
+                try:
+                    call = read_body(body, APP, length)
+                except BadRequest as refused:
+                    json.dumps(refused.body(), ensure_ascii=False).encode()
+                else:
+                    json.dumps(call.inputs, ensure_ascii=False, allow_nan=False).encode()
+
+
+class Repository(unittest.TestCase):
+    def test_read_index(self) -> None:
+        """The index takes no body, or says whether it is for those that are ready alone."""
+        for body, ready in ((b"", False), (b" ", False), (b"{}", False), (b'{"ready": true}', True)):
+            self.assertIs(read_index(body), ready)
+        for body, words in ((b'{"ready": 1}', "true or false"), (b"[]", "JSON object"), (b"{", "not valid JSON")):
+            with self.subTest(body), self.assertRaisesRegex(BadRequest, words):
+                read_index(body)
+
+    def test_check_control(self) -> None:
+        """Load and unload take what changes nothing; another configuration or other files are refused."""
+        for body in (b"", b"{}", b'{"parameters": {}}', b'{"parameters": {"unload_dependents": false}}'):
+            check_control(body)
+        for parameters, words in (
+            ({"config": "{}"}, '"config" is not supported'),
+            ({"file:1/model.onnx": ""}, '"file:1/model.onnx" is not supported'),
+            (5, "parameters must be an object"),
+        ):
+            with self.subTest(words), self.assertRaisesRegex(BadRequest, words):
+                check_control(json.dumps({"parameters": parameters}).encode())
+        with self.assertRaisesRegex(BadRequest, "JSON object"):
+            check_control(b'"x"')
+
+
 class ReadQuery(unittest.TestCase):
     def test_read_query_values(self) -> None:
         """A query's text is read as each input's datatype says; a list is JSON text."""
@@ -379,167 +633,6 @@ class ReadQuery(unittest.TestCase):
         for query in ("token=a&token=b", "token=%ff"):
             with self.subTest(query=query), self.assertRaises(BadRequest):
                 reserved_query(query)
-
-
-class FakeArray:
-    """As much of numpy's array as we look at."""
-
-    def __init__(self, dtype: str, shape: tuple[int, ...], elements: object) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self.elements = elements
-
-    def tolist(self) -> object:
-        return self.elements
-
-
-class FakeTensor(FakeArray):
-    """As much of torch's tensor as we look at; one that needs gradients gives nothing before `detach`."""
-
-    def tolist(self) -> object:
-        raise RuntimeError("detach first")
-
-    def detach(self) -> FakeArray:
-        return FakeArray(self.dtype, self.shape, self.elements)
-
-
-class Answers(unittest.TestCase):
-    def outputs(self, result: dict[str, object], requested: list[str] | None = None) -> list[dict[str, Any]]:
-        return infer_response(result, model="m", id=None, requested=requested)["outputs"]
-
-    def test_infer_response_body(self) -> None:
-        """A v2 body names model and version, and echoes an id where there was one."""
-        outputs = [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["x"]}]
-        body = infer_response({"text": "x"}, model="m", id=None, requested=None)
-        self.assertEqual(body, {"model_name": "m", "model_version": "1", "outputs": outputs})
-        body = infer_response({"text": "x"}, model="m", id="req-1", requested=None)
-        self.assertEqual(body, {"model_name": "m", "model_version": "1", "id": "req-1", "outputs": outputs})
-
-    def test_infer_response_datatypes(self) -> None:
-        """A value's type gives datatype, shape and flat data; what has none goes out as JSON text."""
-        table: list[tuple[object, str, list[int], list[object]]] = [
-            (True, "BOOL", [1], [True]),
-            (5, "INT64", [1], [5]),
-            (0.5, "FP64", [1], [0.5]),
-            ("x", "BYTES", [1], ["x"]),
-            (b"x\xff", "BYTES", [1], ["x\ufffd"]),
-            ([1, 2], "INT64", [2], [1, 2]),
-            ([True, False], "BOOL", [2], [True, False]),
-            ([1, 2.5], "FP64", [2], [1.0, 2.5]),
-            (["a", "b"], "BYTES", [2], ["a", "b"]),
-            (("a", "b"), "BYTES", [2], ["a", "b"]),
-            ([[1, 2, 3], [4, 5, 6]], "INT64", [2, 3], [1, 2, 3, 4, 5, 6]),
-            ([[[0.5]]], "FP64", [1, 1, 1], [0.5]),
-            ([], "FP64", [0], []),
-            ([[], []], "FP64", [2, 0], []),
-            (None, "BYTES", [1], ["null"]),
-            ({"a": [1, {"é": None}]}, "BYTES", [1], ['{"a": [1, {"é": null}]}']),
-            ([[1], [2, 3]], "BYTES", [1], ["[[1], [2, 3]]"]),
-            ([1, "a"], "BYTES", [1], ['[1, "a"]']),
-            ([True, 1], "BYTES", [1], ["[true, 1]"]),
-            ([1, None], "BYTES", [1], ["[1, null]"]),
-            ([{"a": 1}], "BYTES", [1], ['[{"a": 1}]']),
-            ([[1], 2], "BYTES", [1], ["[[1], 2]"]),
-        ]
-        for value, datatype, shape, data in table:
-            with self.subTest(value=value):
-                (output,) = self.outputs({"X": value})
-                self.assertEqual(output, {"name": "X", "datatype": datatype, "shape": shape, "data": data})
-                self.assertEqual([type(element) for element in output["data"]], [type(element) for element in data])
-
-    def test_infer_response_arrays(self) -> None:
-        """Arrays go out by their dtype, flat and with their true shape; scalars of theirs have shape [1]."""
-        table: list[tuple[object, str, list[int], list[object]]] = [
-            (FakeArray("float32", (2, 2), [[1.0, 2.0], [3.0, 4.0]]), "FP32", [2, 2], [1.0, 2.0, 3.0, 4.0]),
-            (FakeArray("float64", (), 0.5), "FP64", [1], [0.5]),
-            (FakeArray("float16", (1,), [0.5]), "FP16", [1], [0.5]),
-            (FakeArray("int8", (2,), [1, 2]), "INT8", [2], [1, 2]),
-            (FakeArray("uint64", (1,), [2**64 - 1]), "UINT64", [1], [2**64 - 1]),
-            (FakeArray("bool", (1,), [True]), "BOOL", [1], [True]),
-            (FakeArray("float32", (0, 3), []), "FP32", [0, 3], []),
-            (FakeArray("<U5", (2,), ["a", "b"]), "BYTES", [2], ["a", "b"]),
-            (FakeArray("|S5", (1,), [b"a"]), "BYTES", [1], ["a"]),
-            (FakeArray("object", (2,), ["a", {"b": 1}]), "BYTES", [1], ['["a", {"b": 1}]']),
-            (FakeTensor("torch.bfloat16", (2,), [1.0, 2.0]), "BF16", [2], [1.0, 2.0]),
-            (FakeTensor("torch.int64", (1, 1), [[5]]), "INT64", [1, 1], [5]),
-            ([FakeArray("float32", (2,), [1.0, 2.0])] * 2, "FP64", [2, 2], [1.0, 2.0, 1.0, 2.0]),
-            ({"a": FakeTensor("torch.int64", (1,), [5])}, "BYTES", [1], ['{"a": [5]}']),
-        ]
-        for value, datatype, shape, data in table:
-            with self.subTest(datatype=datatype, data=data):
-                self.assertEqual(
-                    self.outputs({"X": value}), [{"name": "X", "datatype": datatype, "shape": shape, "data": data}]
-                )
-
-    def test_infer_response_requested(self) -> None:
-        """Only the requested outputs go out, in the order of the request; an unknown one is 400."""
-        result: dict[str, object] = {"a": 1, "b": 2, "c": 3}
-        self.assertEqual([output["name"] for output in self.outputs(result)], ["a", "b", "c"])
-        self.assertEqual([output["name"] for output in self.outputs(result, ["c", "a"])], ["c", "a"])
-        with self.assertRaisesRegex(BadRequest, '"d" is not an output of this app; it gave: a, b, c'):
-            self.outputs(result, ["a", "d"])
-
-    def test_infer_response_unsendable(self) -> None:
-        """What JSON cannot hold raises ValueError that names the output."""
-        loop: list[object] = []
-        loop.append(loop)
-        nan, inf = float("nan"), float("inf")
-        table = [
-            nan,
-            [1, -inf],
-            FakeArray("float32", (1,), [nan]),
-            {"a": nan},
-            object(),
-            [object()],
-            {(1, 2): 3},
-            1j,
-            loop,
-        ]
-        for value in [*table, [0.5, 10**400]]:
-            with self.subTest(value=str(type(value))), self.assertRaisesRegex(ValueError, "output 'X' cannot be sent"):
-                self.outputs({"good": 1, "X": value})
-
-    def test_generate_response_stream(self) -> None:
-        """Strings are joined in order; other values are the last event's that has them."""
-        events: list[dict[str, object]] = [
-            {"OUT": "To ", "n": 1, "why": None},
-            {"OUT": "make", "n": 2, "why": None},
-            {"OUT": " it", "n": 3, "why": "stop"},
-        ]
-        self.assertEqual(
-            generate_response(events, model="m"),
-            {"OUT": "To make it", "n": 3, "why": "stop", "model_name": "m", "model_version": "1"},
-        )
-        self.assertEqual(generate_response([], model="m"), {"model_name": "m", "model_version": "1"})
-
-    def test_generate_response_null(self) -> None:
-        """null in a string's place adds nothing to it."""
-        for events in ([{"t": None}, {"t": "a"}, {"t": "b"}], [{"t": "a"}, {"t": "b"}, {"t": None}]):
-            with self.subTest(events=events):
-                self.assertEqual(generate_response(events, model="m")["t"], "ab")
-
-    def test_generate_response_own_keys(self) -> None:
-        """The app's own model_name, model_version and id win."""
-        own = {"model_name": "mine", "model_version": "7", "id": 5}
-        self.assertEqual(generate_response([own], model="m", id="req-1"), own)
-        self.assertEqual(generate_response([{"a": 1}], model="m", id="req-1")["id"], "req-1")
-
-    def test_metadata(self) -> None:
-        """Server and model tell what the protocol asks for, in its own datatypes."""
-        self.assertEqual(server_metadata(), {"name": "inferless-shim", "version": __version__, "extensions": []})
-        raw = {"A": "STRING", "B": "INT", "C": "BOOLEAN", "D": "FP32", "E": "BYTES"}
-        inputs = zip("ABCDE", ["BYTES", "INT64", "BOOL", "FP32", "BYTES"], strict=True)
-        self.assertEqual(
-            model_metadata("m", schema_of(**raw)),
-            {
-                "name": "m",
-                "versions": ["1"],
-                "platform": "inferless",
-                "inputs": [{"name": name, "datatype": datatype, "shape": [1]} for name, datatype in inputs],
-                "outputs": [],
-            },
-        )
-        self.assertEqual(model_metadata("m", APP)["inputs"][-1]["shape"], [-1, 4])
 
 
 if __name__ == "__main__":

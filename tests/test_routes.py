@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 from unittest import mock
 
+from inferless_shim import answers
+from inferless_shim.engine import State
+from inferless_shim.errors import AppFailed, ShimError, Unavailable
+from inferless_shim.protocol import HEADER_LENGTH
 from inferless_shim.service import Phase
 from tests.support import (
     MS,
@@ -245,8 +249,12 @@ class WhereTests(SharedServer):
             (V2, "GET, HEAD, OPTIONS"),
             (V2 + "/versions/1", "GET, HEAD, OPTIONS"),
             (V2 + "/ready", "GET, HEAD, OPTIONS"),
+            (V2 + "/versions/1/config", "GET, HEAD, OPTIONS"),
             (V2 + "/infer", "POST, OPTIONS"),
             (V2 + "/generate", "POST, OPTIONS"),
+            ("/v2/repository/index", "POST, OPTIONS"),
+            ("/v2/repository/models/fake/load", "POST, OPTIONS"),
+            ("/v2/repository/models/fake/unload", "POST, OPTIONS"),
             (V2 + "/versions/1/generate_stream", "POST, OPTIONS"),
         ):
             with self.subTest(target):
@@ -274,6 +282,11 @@ class WhereTests(SharedServer):
             ("/v2/models/fake/versions/2/infer", "no version 2"),
             ("/v2/models/fake/versions/01/ready", "no version 01"),
             ("/v2/models/fake/versions", "/versions"),
+            ("/v2/models/fake/versions/2/config", "no version 2"),
+            ("/v2/models/fake/stats", "/stats"),
+            ("/v2/repository", "/v2/repository"),
+            ("/v2/repository/models/other/load", "no model other"),
+            ("/v2/repository/models/other/unload", "no model other"),
             ("/streams/", "/streams/"),
             ("/streams/unknown", "no such stream"),
             ("/INFER", "/INFER"),
@@ -337,7 +350,7 @@ class EventTests(TestCase):
             raise ValueError("the \ud800 model\nfell over")
 
         for number, steps in ((2, (send, fail)), (1, (fail,))):
-            with self.assertLogs("inferless_shim.engine", "ERROR"):
+            with self.assertLogs("inferless_shim.run", "ERROR"):
                 event = self.error_of("/infer", *steps)
             self.assertEqual((event.number, event.event), (number, "error"))
             self.assertEqual(set(event.data), {"error", "code"})
@@ -351,7 +364,7 @@ class EventTests(TestCase):
         def fail(handler: Any) -> None:
             raise ValueError("fell over")
 
-        with self.assertLogs("inferless_shim.engine", "ERROR"):
+        with self.assertLogs("inferless_shim.run", "ERROR"):
             event = self.error_of(V2 + "/generate_stream", fail)
         self.assertIsNone(event.event)
         self.assertEqual(set(event.data), {"error"})
@@ -427,7 +440,7 @@ class EventTests(TestCase):
             raise KeyError("fell over")
 
         server = self.serve(infer, streaming=False, infer_timeout=200 * MS)
-        with Client(server.port) as client, self.assertLogs("inferless_shim.engine", "ERROR"):
+        with Client(server.port) as client, self.assertLogs("inferless_shim.run", "ERROR"):
             for target in ("/infer", V2 + "/infer", V2 + "/generate"):
                 response = client.request("POST", target, {"TEXT": ""}).read()
                 self.assertEqual((response.status, response.fields["content-type"]), (500, JSON))
@@ -609,7 +622,7 @@ class ResumeTests(TestCase):
         """A stream that failed is replayed with its error, and then answered 204, like any other."""
         self.puppet.send(OUT="a")
         self.puppet.fail(ValueError("fell over"))
-        with self.assertLogs("inferless_shim.engine", "ERROR"):
+        with self.assertLogs("inferless_shim.run", "ERROR"):
             stream = ask(self.port, "POST", "/infer", {"TEXT": ""}).fields["stream-id"]
         replay = ask(self.port, "GET", f"/streams/{stream}")
         self.assertEqual([event.event for event in replay.events], [None, "error"])
@@ -796,7 +809,7 @@ class IdempotencyTests(TestCase):
         self.assertEqual(len(bodies), 1)
         self.assertEqual([event.number for event in parse_events(bodies.pop().decode())], [1, 2, 3, 4])
         self.assertEqual(len(self.puppet.inputs), 1)
-        self.assertEqual(server.service.engine._reserved, 0)
+        self.assertEqual(server.service.engine._backlog.reserved, 0)
 
     def test_answers(self) -> None:
         """It works for answers that are not streams: while the first is on its way, and after it."""
@@ -869,7 +882,7 @@ class IdempotencyTests(TestCase):
                 self.assertEqual(response.status, 503)
                 self.assertIn("--max-streams", response.json["error"])
                 self.assertEqual(response.fields["retry-after"], "2")
-            self.assertEqual(server.service.engine._reserved, 0)
+            self.assertEqual(server.service.engine._backlog.reserved, 0)
             self.puppet.end()
             eventually(lambda: not server.service.engine.busy)
         self.puppet.end()
@@ -1115,7 +1128,7 @@ class NotNowTests(TestCase):
         self.addCleanup(release.set)
         self.server = self.serve(lambda *_: release.wait(30), infer_timeout=10 * MS, stuck_grace=0)
         self.port = self.server.port
-        with self.assertLogs("inferless_shim.engine", "ERROR"):
+        with self.assertLogs("inferless_shim", "ERROR"):
             self.assertEqual(ask(self.port, "POST", "/infer", {"TEXT": ""}).events[-1].data["code"], "timeout")
             eventually(lambda: self.server.service.engine.stuck)
         self.assert_not_ready("does not end")
@@ -1151,8 +1164,284 @@ class NotNowTests(TestCase):
             response = ask(self.port, "POST", "/infer", {"TEXT": ""}, {"Idempotency-Key": "k"})
         self.assertEqual(response.status, 503)
         self.assertEqual(service.store.running(), [])
-        self.assertEqual(service.engine._reserved, 0)
+        self.assertEqual(service.engine._backlog.reserved, 0)
         self.assertEqual(self.puppet.inputs, [])
+
+
+class BinaryTests(TestCase):
+    """Triton's binary tensor data extension over HTTP."""
+
+    TENSOR: ClassVar[dict[str, Any]] = {
+        "name": "TEXT", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 7}
+    }  # fmt: skip
+    DATA = b"\3\0\0\0a b"
+
+    def post(self, port: int, target: str, *, name: str = HEADER_LENGTH, key: str = "", **beside: Any) -> Response:
+        head = json.dumps({"inputs": [self.TENSOR], **beside}).encode()
+        fields = {name: str(len(head))} | ({"Idempotency-Key": key} if key else {})
+        return ask(port, "POST", target, head + self.DATA, fields)
+
+    def test_infer(self) -> None:
+        """Binary data in and out: sizes in the JSON, whose own size is a field, whatever the case of its name."""
+        port = self.serve(shout, streaming=False).port
+        for name in (HEADER_LENGTH, HEADER_LENGTH.lower(), HEADER_LENGTH.upper()):
+            response = self.post(port, V2 + "/infer", name=name, id="seven", parameters={"binary_data_output": True})
+            self.assertEqual((response.status, response.fields["content-type"]), (200, "application/octet-stream"))
+            length = int(response.fields[HEADER_LENGTH.lower()])
+            self.assertEqual(
+                json.loads(response.body[:length]),
+                {
+                    "model_name": "fake",
+                    "model_version": "1",
+                    "id": "seven",
+                    "outputs": [
+                        {"name": "OUT", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 7}},
+                        {"name": "LENGTH", "datatype": "INT64", "shape": [1], "parameters": {"binary_data_size": 8}},
+                    ],
+                },
+            )
+            self.assertEqual(response.body[length:], b"\3\0\0\0A B" + b"\3" + bytes(7))
+
+    def test_outputs(self) -> None:
+        """Each output goes out as it was asked for; none in binary is JSON; an unknown one is 400."""
+        port = self.serve(shout, streaming=False).port
+        response = self.post(port, V2 + "/infer")
+        self.assertEqual(response.fields["content-type"], JSON)
+        self.assertNotIn(HEADER_LENGTH.lower(), response.fields)
+        wanted = [{"name": "LENGTH"}, {"name": "OUT", "parameters": {"binary_data": True}}]
+        response = self.post(port, V2 + "/infer", outputs=wanted)
+        head = json.loads(response.body[: int(response.fields[HEADER_LENGTH.lower()])])
+        self.assertEqual(head["outputs"][0], {"name": "LENGTH", "datatype": "INT64", "shape": [1], "data": [3]})
+        self.assertTrue(response.body.endswith(b"}]}\3\0\0\0A B"))
+        response = self.post(port, V2 + "/infer", outputs=[{"name": "SIZE", "parameters": {"binary_data": True}}])
+        self.assertEqual((response.status, response.fields["content-type"]), (400, JSON))
+
+    def test_every_route_reads_it(self) -> None:
+        """A body is read the same on every route; the route alone decides the answer."""
+        port = self.serve(words).port
+        for target in ("/infer", V2 + "/infer", V2 + "/generate_stream"):
+            self.assertEqual([each["OUT"] for each in data(self.post(port, target))[:2]], ["a", "b"])
+        self.assertEqual(self.post(port, V2 + "/generate").json["OUT"], "ab")
+
+    def test_replay(self) -> None:
+        """With an Idempotency-Key the answer comes again as it was, field and all."""
+        port = self.serve(shout, streaming=False).port
+        beside = {"parameters": {"binary_data_output": True}}
+        first, again = (self.post(port, V2 + "/infer", key="k", **beside) for _ in range(2))
+        self.assertEqual(again.body, first.body)
+        for name in (HEADER_LENGTH.lower(), "content-type"):
+            self.assertEqual(again.fields[name], first.fields[name])
+
+    def test_faults(self) -> None:
+        """A length that is wrong is 400 in JSON, and the connection goes on."""
+        port = self.serve(shout, streaming=False).port
+        with Client(port) as client:
+            for length in ("x", "1000", "3", ""):
+                response = client.request("POST", V2 + "/infer", {"TEXT": "a"}, {HEADER_LENGTH: length}).read()
+                self.assertEqual((response.status, response.fields["content-type"]), (400, JSON))
+            self.assertEqual(client.request("POST", V2 + "/infer", {"TEXT": "a"}).read().status, 200)
+
+
+class DescriptionTests(TestCase):
+    """Metadata and configuration, before and after the app's first answer."""
+
+    OUTPUTS: ClassVar[list[Any]] = [
+        {"name": "OUT", "datatype": "BYTES", "shape": [1]},
+        {"name": "LENGTH", "datatype": "INT64", "shape": [1]},
+    ]
+
+    def outputs(self, port: int) -> list[Any]:
+        outputs = ask(port, "GET", V2).json["outputs"]
+        config = ask(port, "GET", V2 + "/config").json["output"]
+        self.assertEqual([each["dims"] for each in config], [each["shape"] for each in outputs])
+        return list(outputs)
+
+    def test_learned_from_an_answer(self) -> None:
+        """The outputs are those of the first answer, on whatever route it was given."""
+        for target in ("/infer", V2 + "/infer", V2 + "/generate", V2 + "/generate_stream"):
+            with self.subTest(target):
+                port = self.serve(shout, streaming=False).port
+                self.assertEqual(self.outputs(port), [])
+                self.assertEqual(ask(port, "POST", target, {"TEXT": "a"}).status, 200)
+                self.assertEqual(self.outputs(port), self.OUTPUTS)
+
+    def test_learned_from_an_event(self) -> None:
+        """Those of an app that streams are its first event's; no later one is looked at."""
+        for target in ("/infer", V2 + "/infer", V2 + "/generate", V2 + "/generate_stream"):
+            with self.subTest(target):
+                server = self.serve(words)
+                self.assertEqual(self.outputs(server.port), [])
+                with mock.patch.object(answers, "learn", wraps=answers.learn) as learn:
+                    for _ in range(2):
+                        ask(server.port, "POST", target, {"TEXT": "a b c"})
+                self.assertEqual(self.outputs(server.port), self.OUTPUTS[:1])
+                self.assertEqual(learn.call_count, 1)
+
+    def test_learned_later(self) -> None:
+        """An output that says nothing at first, or is not there, is learned when it is."""
+        results = [{"A": None}, {"A": None, "B": [1]}, {"A": 0.5, "B": "x"}]
+        port = self.serve(lambda inputs: results.pop(0), streaming=False).port
+        for known in ([], [("B", [-1])], [("B", [-1]), ("A", [1])]):
+            ask(port, "POST", "/infer", {"TEXT": ""})
+            self.assertEqual([(each["name"], each["shape"]) for each in self.outputs(port)], known)
+
+    def test_nothing_from_a_failure(self) -> None:
+        """What could not be sent teaches nothing."""
+        port = self.serve(lambda inputs: {"X": float("nan")}, streaming=False).port
+        with self.assertLogs("inferless_shim", "ERROR"):
+            self.assertEqual(ask(port, "POST", "/infer", {"TEXT": ""}).status, 500)
+        self.assertEqual(self.outputs(port), [])
+
+    def test_config(self) -> None:
+        """GET …/config says it in Triton's words, with BATCH_SIZE and whether the app streams."""
+        server = self.serve(words)
+        for target in (V2 + "/config", V2 + "/versions/1/config"):
+            config = ask(server.port, "GET", target).json
+            self.assertEqual((config["name"], config["max_batch_size"]), ("fake", 0))
+            self.assertEqual(config["model_transaction_policy"], {"decoupled": True})
+            text = {"name": "TEXT", "data_type": "TYPE_STRING", "dims": [1], "optional": False}
+            self.assertEqual(config["input"], [text])
+
+    def test_unknown_before_it_is_loaded(self) -> None:
+        """An app that declares its inputs in code is not described, and takes nothing, before that has run: 503."""
+        server = self.serve(words)
+        service = server.service
+        schema, service.app.schema, service.phase = service.app.schema, None, Phase.LOADING
+        for method, target in (
+            ("GET", V2),
+            ("GET", V2 + "/config"),
+            ("GET", "/infer?TEXT=a"),
+            ("GET", "/infer?TEXT=a&progress=1"),
+            ("POST", "/infer"),
+            ("POST", V2 + "/infer"),
+            ("POST", V2 + "/generate"),
+            ("POST", V2 + "/generate_stream"),
+        ):
+            response = ask(server.port, method, target, {"TEXT": "a"} if method == "POST" else None)
+            self.assertEqual((response.status, "retry-after" in response.fields), (503, True), target)
+            self.assertIn("loading", response.json["error"])
+        for fields, target in (({"Last-Event-ID": "x-1"}, "/infer"), ({}, "/infer?last_event_id=x-1")):
+            self.assertEqual(ask(server.port, "GET", target, None, fields).status, 404)
+        service.app.schema, service.phase = schema, Phase.SERVING
+        self.assertEqual(ask(server.port, "POST", "/infer", {"TEXT": "a"}).status, 200)
+
+
+class FakeEngine:
+    """What the repository's routes ask of an engine."""
+
+    def __init__(self) -> None:
+        self.state = State.READY
+        self.reason = ""
+        self.error: ShimError | None = None
+
+    def load(self) -> None:
+        self._become(State.READY)
+
+    def unload(self) -> None:
+        self._become(State.UNLOADED)
+
+    def _become(self, state: State) -> None:
+        if self.error is not None:
+            raise self.error
+        self.state = state
+
+
+class RepositoryTests(TestCase):
+    """The model repository extension, of one model."""
+
+    def setUp(self) -> None:
+        self.server = self.serve(words)
+        self.port = self.server.port
+        self.engine = FakeEngine()
+
+    def fake(self) -> Any:
+        return mock.patch.object(self.server.service, "engine", self.engine)
+
+    def control(self, action: str, body: Any = b"") -> Response:
+        return ask(self.port, "POST", f"/v2/repository/models/fake/{action}", body)
+
+    def test_index(self) -> None:
+        """The index has the one model, in its state; or, if asked for, only if it is ready."""
+        for state, told in (
+            (State.LOADING, "LOADING"),
+            (State.READY, "READY"),
+            (State.UNLOADING, "UNLOADING"),
+            (State.UNLOADED, "UNAVAILABLE"),
+        ):
+            with self.subTest(state), self.fake():
+                self.engine.state, self.engine.reason = state, "because"
+                entry = {"name": "fake", "version": "1", "state": told, "reason": "because"}
+                for body, listed in (
+                    (b"", True),
+                    ({}, True),
+                    ({"ready": False}, True),
+                    ({"ready": True}, told == "READY"),
+                ):
+                    response = ask(self.port, "POST", "/v2/repository/index", body)
+                    self.assertEqual((response.status, response.json), (200, [entry] if listed else []))
+
+    def test_load_and_unload(self) -> None:
+        """Either is 200 when it is over, with a body or without; again is as good as once."""
+        with self.fake():
+            for action, state in (("unload", State.UNLOADED), ("load", State.READY)):
+                for body in (b"", {}, {"parameters": {}}, {"parameters": {"unload_dependents": True}}):
+                    response = self.control(action, body)
+                    self.assertEqual((response.status, response.json), (200, {}))
+                    self.assertIs(self.engine.state, state)
+
+    def test_faults(self) -> None:
+        """What cannot be done is refused before anything is: another configuration, other files, a bad body."""
+        with self.fake():
+            for action in ("load", "unload"):
+                for body in (
+                    {"parameters": {"config": "{}"}},
+                    {"parameters": {"file:a": ""}},
+                    [],
+                    b"{",
+                    {"parameters": 1},
+                ):
+                    self.assertEqual(self.control(action, body).status, 400)
+            self.assertIs(self.engine.state, State.READY)
+        self.assertEqual(ask(self.port, "POST", "/v2/repository/index", {"ready": "yes"}).status, 400)
+
+    def test_failure(self) -> None:
+        """What the engine raises is the answer: a model that cannot be loaded is 500, one that will not end 503."""
+        with self.fake():
+            for error in (AppFailed("fake could not be loaded: no"), Unavailable("fake cannot be unloaded: no")):
+                self.engine.error = error
+                for action in ("load", "unload"):
+                    response = self.control(action)
+                    self.assertEqual((response.status, response.json["error"]), (error.status, error.message))
+
+    def test_draining(self) -> None:
+        """A server that is shutting down loads nothing."""
+        with self.fake():
+            self.engine.state = State.UNLOADED
+            self.server.service.phase = Phase.DRAINING
+            self.assertEqual(self.control("load").status, 503)
+            self.assertIs(self.engine.state, State.UNLOADED)
+        self.server.service.phase = Phase.SERVING
+
+    def test_cross_origin(self) -> None:
+        """A page from elsewhere cannot unload the model on localhost."""
+        with self.fake():
+            fields = {"Origin": "http://elsewhere.example"}
+            for action in ("load", "unload"):
+                response = ask(self.port, "POST", f"/v2/repository/models/fake/{action}", b"", fields)
+                self.assertEqual(response.status, 403)
+            self.assertIs(self.engine.state, State.READY)
+
+    def test_round_trip(self) -> None:
+        """Unloaded, the model is not ready and takes no work, and is described all the same; load brings it back."""
+        self.assertEqual(self.control("unload").status, 200)
+        self.assertEqual(ask(self.port, "POST", "/v2/repository/index", b"").json[0]["state"], "UNAVAILABLE")
+        for method, target in (("POST", "/infer"), ("POST", V2 + "/infer"), ("GET", V2 + "/ready")):
+            self.assertEqual(ask(self.port, method, target, {"TEXT": "a"} if method == "POST" else None).status, 503)
+        for target in (V2, V2 + "/config", "/v2/health/live"):
+            self.assertEqual(ask(self.port, "GET", target).status, 200)
+        self.assertEqual(self.control("load").status, 200)
+        self.assertEqual(ask(self.port, "GET", V2 + "/ready").status, 200)
+        self.assertEqual(ask(self.port, "POST", "/infer", {"TEXT": "a"}).events[0].data, {"OUT": "a"})
 
 
 class QueryTests(TestCase):

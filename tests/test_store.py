@@ -11,7 +11,7 @@ from unittest import mock
 from inferless_shim import store as store_module
 from inferless_shim.config import Settings
 from inferless_shim.errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
-from inferless_shim.outputs import Native
+from inferless_shim.outputs import Answer, Native
 from inferless_shim.store import FIRST_FOLLOWER, FORGOTTEN_KEPT, IdempotencyKey, Store, level
 from inferless_shim.stream import Progress, State, Stream, Subscriber
 from tests.support import PATIENCE, TestCase
@@ -87,7 +87,7 @@ class Get(StoreTest):
         store = self.store()
         answer, _ = store.open(None)
         self.assertEqual(self.fate(store, answer), "unknown")
-        answer.finish(b"{}")
+        answer.finish(Answer(b"{}"))
         store.forget(answer)
         self.assertEqual((self.fate(store, answer), len(store)), ("unknown", 0))
 
@@ -111,7 +111,7 @@ class Get(StoreTest):
             streams = [self.ended(store) for _ in range(25)]
             for stream in streams:
                 answer, _ = store.open(None)
-                answer.finish(b"{}")
+                answer.finish(Answer(b"{}"))
                 store.forget(stream)
                 store.forget(answer)
             self.assertEqual([self.fate(store, stream) for stream in streams], ["unknown"] * 15 + ["gone"] * 10)
@@ -169,7 +169,7 @@ class Keys(StoreTest):
         """Keys work for answers that are not streams."""
         store = self.store()
         answer, _ = store.open(None, key())
-        answer.finish(b"{}")
+        answer.finish(Answer(b"{}"))
         self.assertEqual(store.open(None, key()), (answer, False))
 
     def test_no_key(self) -> None:
@@ -430,7 +430,7 @@ class LogTotal(StoreTest):
         answers = [store.open(None, key(str(number)))[0] for number in range(3)]
         for answer in answers:
             self.clock.now += 1
-            answer.finish(b"x" * 450)
+            answer.finish(Answer(b"x" * 450))
         store.sweep()
         self.assertEqual([store.find(key(str(number))) for number in range(3)], [None, *answers[1:]])
 

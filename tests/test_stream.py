@@ -19,7 +19,7 @@ from unittest import mock
 
 from inferless_shim import sse
 from inferless_shim.errors import BadRequest, Gone
-from inferless_shim.outputs import Dialect, Generate, Native
+from inferless_shim.outputs import Answer, Dialect, Generate, Native
 from inferless_shim.stream import READ_SIZE, Cancelled, Progress, State, Stream, Subscriber
 from tests.support import MS, PATIENCE, TestCase
 
@@ -159,7 +159,7 @@ class Client:
 
     def heartbeat(self) -> None:
         """Try to put a heartbeat in, which is refused where it would not be between two frames."""
-        frame = sse.HEARTBEAT if self.pulled else chunk(sse.HEARTBEAT)
+        frame = sse.heartbeat() if self.pulled else chunk(sse.heartbeat())
         if self.doing != "over" and self.stream.interject(self.subscriber, frame):
             self.woken = True
 
@@ -232,7 +232,7 @@ def read_frames(client: Client, events: Events) -> tuple[int, bytes]:
         return client.number, received
     rest = received[len(client.head) :]
     frames = events.frames(client.pulled)
-    beat = sse.HEARTBEAT if client.pulled else chunk(sse.HEARTBEAT)
+    beat = sse.heartbeat() if client.pulled else chunk(sse.heartbeat())
     number = client.number
     while rest:
         if rest.startswith(beat):
@@ -395,7 +395,7 @@ class End(TestCase):
     def test_end_once(self) -> None:
         """A stream ends once; what comes later changes neither its state nor a byte."""
         ends: dict[str, Callable[[Stream], bool]] = {
-            "finish": lambda stream: stream.finish(b"other"),
+            "finish": lambda stream: stream.finish(Answer(b"other")),
             "fail": lambda stream: stream.fail("app_error", "it broke"),
             "cancel": lambda stream: stream.fail("cancelled", "gone"),
         }
@@ -497,12 +497,12 @@ class End(TestCase):
         client = Client(stream, head=b"", pulled=True)
         client.attach()
         self.assertEqual(client.run(), Progress.CAUGHT_UP)
-        stream.finish(b'{"a":1}')
+        stream.finish(Answer(b'{"a":1}'))
         self.assertEqual(client.run(), Progress.ENDED)
-        self.assertEqual((client.received, stream.answer, stream.kept), (b"", b'{"a":1}', 7))
+        self.assertEqual((client.received, stream.answer.body, stream.kept), (b"", b'{"a":1}', 7))
         stream = answer_stream()
         stream.fail("timeout", "late")
-        self.assertEqual((stream.answer, stream.failure, stream.kept), (b"", ("timeout", "late"), 0))
+        self.assertEqual((stream.answer.body, stream.failure, stream.kept), (b"", ("timeout", "late"), 0))
 
 
 class Attach(TestCase):
@@ -632,7 +632,7 @@ class Interject(TestCase):
     def test_interject_only_when_caught_up(self) -> None:
         """A frame from outside the log goes to nobody who has something to send, or to receive, before it."""
         stream = made()
-        beat = chunk(sse.HEARTBEAT)
+        beat = chunk(sse.heartbeat())
         client = Scripted(stream, BLOCKED, len(HEAD), 3)
         self.assertFalse(stream.interject(client.subscriber, beat))  # not attached
         client.attach()
@@ -651,12 +651,12 @@ class Interject(TestCase):
 
     def test_interject_is_whole(self) -> None:
         """A heartbeat that has been started is finished before the next event; one that was not is not in between."""
-        beat = chunk(sse.HEARTBEAT)
+        beat = chunk(sse.heartbeat())
         for taken in range(len(beat) + 1):
             for pulled in (False, True):
                 with self.subTest(taken=taken, pulled=pulled):
                     stream, events = noted()
-                    frame = sse.HEARTBEAT if pulled else beat
+                    frame = sse.heartbeat() if pulled else beat
                     script: list[int | OSError] = [len(HEAD), taken if taken else BLOCKED]
                     client = following(Scripted(stream, *script, pulled=pulled))
                     self.assertTrue(stream.interject(client.subscriber, frame))
@@ -676,7 +676,7 @@ class Interject(TestCase):
         client.look()
         stream.append(line("a"))
         self.assertFalse(stream.interject(client.subscriber, chunk(b"queued"), only_before_first=True))
-        self.assertTrue(stream.interject(client.subscriber, chunk(sse.HEARTBEAT)))
+        self.assertTrue(stream.interject(client.subscriber, chunk(sse.heartbeat())))
 
     def test_interject_after_the_end(self) -> None:
         """Nothing follows the last event.
@@ -687,9 +687,9 @@ class Interject(TestCase):
             stream = made(dialect=dialect)
             client = following(Client(stream))
             stream.finish()
-            self.assertFalse(stream.interject(client.subscriber, chunk(sse.HEARTBEAT)))
+            self.assertFalse(stream.interject(client.subscriber, chunk(sse.heartbeat())))
             self.assertEqual(client.look(), Progress.ENDED)
-            self.assertNotIn(sse.HEARTBEAT, client.received)
+            self.assertNotIn(sse.heartbeat(), client.received)
 
 
 class Overrun(TestCase):
@@ -711,7 +711,7 @@ class Overrun(TestCase):
     def test_overrun_ends_a_started_frame(self) -> None:
         """A heartbeat that was under way is finished before its client is told that it was overrun."""
         stream = made(cap=100)
-        beat = chunk(sse.HEARTBEAT)
+        beat = chunk(sse.heartbeat())
         client = following(Scripted(stream, len(HEAD), 3, BLOCKED))
         stream.interject(client.subscriber, beat)
         client.look()
@@ -875,7 +875,7 @@ class Hurry(TestCase):
                 clock.now += 0.01 * MS
             client.take = lambda size: 5  # type: ignore[method-assign]
             self.assertEqual(stream.advance(client.subscriber), Progress.LAGGING)
-            self.assertFalse(stream.interject(client.subscriber, chunk(sse.HEARTBEAT)))
+            self.assertFalse(stream.interject(client.subscriber, chunk(sse.heartbeat())))
 
     def test_hurry_at_a_readers_pace(self) -> None:
         """Events as fast as one reads go out at once, each in a send of its own."""
@@ -1104,7 +1104,7 @@ class Threaded(Erratic):
                 assert self.event.wait(PATIENCE), "nobody woke a client that was caught up"
             self.event.clear()
             if self.chance.random() < 0.1:
-                self.stream.interject(self.subscriber, sse.HEARTBEAT if self.pulled else chunk(sse.HEARTBEAT))
+                self.stream.interject(self.subscriber, sse.heartbeat() if self.pulled else chunk(sse.heartbeat()))
         self.stream.detach(self.subscriber)
 
 

@@ -11,7 +11,7 @@ from unittest import mock
 
 from inferless_shim import strictjson
 from inferless_shim.errors import BadRequest
-from inferless_shim.strictjson import describe, loads, measure, nearest, nest, plain, quoted
+from inferless_shim.strictjson import describe, loads, measure, nearest, nest, quoted
 
 GOOD: list[tuple[bytes, object]] = [
     (b"{}", {}),
@@ -207,39 +207,6 @@ class Values(unittest.TestCase):
         for value in ([[1], [2, 3]], [[1], 2], [1, []], [[[1]], [2]]):
             with self.subTest(value=value), self.assertRaisesRegex(ValueError, "rows"):
                 measure(value)
-
-    def test_plain_values(self) -> None:
-        """Tuples, sets, mappings, bytes and whatever has `tolist` become JSON's types; the rest is left."""
-
-        class Array:
-            def __init__(self, elements: object) -> None:
-                self.elements = elements
-
-            def tolist(self) -> object:
-                return self.elements
-
-        class Tensor(Array):
-            def tolist(self) -> object:
-                raise AssertionError("tolist before detach")
-
-            def detach(self) -> Array:
-                return Array(self.elements)
-
-        stranger = object()
-        table: list[tuple[object, object]] = [
-            ((1, (2,)), [1, [2]]),
-            ({1}, [1]),
-            ({"a": (1,)}, {"a": [1]}),
-            (b"caf\xc3\xa9\xff", "café\ufffd"),
-            (Array([1, 2]), [1, 2]),
-            ({"a": [Array(0.5), Tensor([True])]}, {"a": [0.5, [True]]}),
-            (Array([b"x"]), ["x"]),
-            (None, None),
-            (stranger, stranger),
-        ]
-        for value, result in table:
-            with self.subTest(value=value):
-                self.assertEqual(plain(value), result)
 
     def test_nearest_name(self) -> None:
         """The nearest name is found whatever its case; a stranger has none."""
