@@ -1,7 +1,8 @@
-"""An app folder becomes an `App`: its schema, its flags, its class, and how its methods want to be called.
+"""An app folder becomes an `App`: its schema, its flags, what it is made of, and how its methods want to be called.
 
 The folder is read in two steps: `read_app` executes `input_schema.py`, which is cheap and finds most mistakes, and
-`App.load` imports `app.py` and runs `initialize`, on the thread that will run `infer`. The app's folder becomes the
+`App.load` imports `app.py` and runs `initialize`, on the thread that will run `infer`. An app that declares its inputs
+in `app.py` itself (pydantic, or the parameters of `infer`) has no schema before that. The app's folder becomes the
 working directory and the first entry of `sys.path`, as on Inferless (CONTRACT.md §1).
 """
 
@@ -11,104 +12,180 @@ import importlib.util
 import inspect
 import logging
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from . import environment, sdk, strictjson, typed
 from .config import Settings
-from .errors import StartupError
+from .errors import AppFailed, BadRequest, StartupError
+from .loops import with_event_loop
+from .parts import Parts, chosen, find_parts
 from .schema import Schema, compile_schema
-
-if TYPE_CHECKING:
-    import asyncio
+from .signatures import (
+    InferCall,
+    call_as_declared,
+    how_functions_are_called,
+    how_infer_is_called,
+    parameters_of,
+)
 
 log = logging.getLogger(__name__)
 
-CLASS_NAME = "InferlessPythonModel"
+SCHEMA_FILE = "input_schema.py"
+EXAMPLE_FILE = "input.json"
 DEFAULT_BATCH_WINDOW = 500  # milliseconds: Inferless's own
+NO_SCHEMA = (
+    f"has no {SCHEMA_FILE}; it says what infer takes, such as "
+    'INPUT_SCHEMA = {"TEXT": {"datatype": "STRING", "required": True, "shape": [1], "example": ["Hello"]}}.'
+)
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What an app says about how it runs. `batch_window` is in milliseconds; `batch_size` is 0 without batches."""
+
+    streaming: bool = False
+    batch_size: int = 0
+    batch_window: int = DEFAULT_BATCH_WINDOW
 
 
 class App:
-    """A user's folder: what is known from its schema and, once loaded, the object that runs `infer`."""
+    """A user's folder: what is known from its schema and, once loaded, the object that runs `infer`.
 
-    def __init__(self, name: str, folder: Path, schema: Schema, flags: dict[str, Any]) -> None:
+    `outputs` are what its response class declares, or what it was seen to answer: name to v2 datatype and shape.
+    """
+
+    def __init__(self, name: str, folder: Path, schema: Schema | None, flags: Flags, relaxed: bool = False) -> None:
         self.name = name
         self.folder = folder
         self.schema = schema
-        self.streaming: bool = flags["IS_STREAMING_OUTPUT"]
-        self.batched: bool = flags["BATCH_SIZE"] is not None
+        self.flags = flags
+        self.outputs: dict[str, tuple[str, list[int]]] = {}
         self.module: ModuleType | None = None
         self.instance: Any = None
-        self._infer: Callable[..., Any] | None = None
-        self._takes = ""
+        self._guessed: dict[str, tuple[str, list[int]]] | None = None
+        self._relaxed = relaxed
+        self._parts: Parts | None = None
+        self._call = InferCall()
+        self._response: typed.ResponseSchema | None = None
+
+    @property
+    def streaming(self) -> bool:
+        return self.flags.streaming
+
+    @property
+    def batched(self) -> bool:
+        return self.flags.batch_size > 0
 
     def load(self) -> None:
-        """Import `app.py`, make the object, run `initialize`. Raises StartupError, with the app's own traceback."""
+        """Make the app's object and run `initialize`; import `app.py` first, if that has not been done.
+
+        Raises StartupError, with the app's own traceback.
+        """
+        marked = self._import() if self._parts is None else None
+        parts = self._parts
+        assert parts is not None
+        with_event_loop()
+        try:
+            self.instance = parts.make()
+        except BaseException as error:
+            raise app_error(self.folder, f"{parts.name}() raised", error) from error
+        if marked is not None:
+            self._declare(getattr(self.instance, parts.infer), marked)
+        try:
+            if parts.initialize:
+                call_as_declared(getattr(self.instance, parts.initialize), None)
+        except BaseException as error:
+            self.instance = None  # half a model is of no use
+            raise app_error(self.folder, f"{parts.name}.{parts.initialize} raised", error) from error
+
+    def infer(self, inputs: dict[str, Any], handler: Any, instance: Any = None) -> Any:
+        """Call `infer` of `instance`, or of the app's own; return what that returns, a coroutine or generator, too."""
+        assert self.schema is not None, "infer before load"
+        return self._call(self._infer(instance), self.schema.build(inputs), handler)
+
+    def infer_batch(self, batch: list[dict[str, Any]], instance: Any = None) -> Any:
+        """Call `infer` with a list of inputs (BATCH_SIZE); it is to return a list of as many answers."""
+        assert self.schema is not None, "infer before load"
+        return self._infer(instance)([self.schema.build(inputs) for inputs in batch])
+
+    def answer(self, result: Any) -> Any:
+        """Return what `infer` returned as it is told. Raises AppFailed if it does not fit the response class."""
+        if self._response is None:
+            return typed.dumped(result)
+        try:
+            return self._response.check(result)
+        except ValueError as error:
+            raise AppFailed(str(error)) from None
+
+    def described_outputs(self) -> dict[str, tuple[str, list[int]]]:
+        """Return `outputs`; before the first answer what its source seems to answer, BYTES where that says no type."""
+        if not self.outputs and self._guessed is None:
+            from .check import guesses, source  # only who asks needs them
+
+            found = source.read_source(self.folder)
+            infer = found.entry.roles.get("infer") if found.entry is not None else None
+            seen = guesses.outputs(found, infer) if infer is not None else []
+            self._guessed = {each.name: (each.datatype or "BYTES", [*each.shape]) for each in seen}
+        return self.outputs or self._guessed or {}
+
+    def finalize(self) -> None:
+        """Run `finalize` if there is one, log and go on if it raises; let go of the object."""
+        if self.instance is None or self._parts is None:
+            return
+        try:
+            if self._parts.finalize:
+                call_as_declared(getattr(self.instance, self._parts.finalize), None)
+        except BaseException:
+            log.exception("finalize() raised")
+        self.instance = None
+
+    def _infer(self, instance: Any) -> Callable[..., Any]:
+        assert self._parts is not None, "infer before load"
+        infer: Callable[..., Any] = getattr(self.instance if instance is None else instance, self._parts.infer)
+        return infer
+
+    def _import(self) -> dict[str, list[Any]]:
+        """Execute `app.py` and find its parts; return what it has marked with `import inferless`, by role."""
+        known = {role: len(sdk.of(role)) for role in sdk.ROLES}
         try:
             self.module = run_file("app", self.folder / "app.py")
         except BaseException as error:
             raise app_error(self.folder, "app.py raised while it was imported", error) from error
-        made = getattr(self.module, CLASS_NAME, None)
-        if not inspect.isclass(made):
-            raise StartupError(
-                f"{self.folder / 'app.py'} has no class {CLASS_NAME}; an Inferless app defines it with the methods "
-                "initialize, infer and finalize."
-            )
-        if not callable(getattr(made, "infer", None)):
-            raise StartupError(f"{self.folder / 'app.py'}: class {CLASS_NAME} has no method infer.")
-        with_event_loop()
-        try:
-            self.instance = made()
-        except BaseException as error:
-            raise app_error(self.folder, f"{CLASS_NAME}() raised", error) from error
-        try:
-            if hasattr(made, "initialize"):
-                call_as_declared(self.instance, "initialize", None)
-        except BaseException as error:
-            raise app_error(self.folder, f"{CLASS_NAME}.initialize raised", error) from error
-        self._infer = self.instance.infer
-        self._takes = self._how_infer_takes()
+        marked = {role: sdk.of(role)[before:] for role, before in known.items()}
+        self._parts = find_parts(self.module, marked)
+        return marked
 
-    def infer(self, inputs: dict[str, Any], handler: Any) -> Any:
-        """Call `infer` the way it was written; return what it returns (a coroutine or a generator, too)."""
-        assert self._infer is not None, "infer before load"
-        if self.batched:
-            return self._infer([inputs])
-        if self._takes == "names":
-            return self._infer(**inputs)
-        return self._infer(inputs, handler) if self._takes == "inputs, handler" else self._infer(inputs)
-
-    def finalize(self) -> None:
-        """Run `finalize` if there is one; log and go on if it raises."""
-        if not hasattr(self.instance, "finalize"):
-            return
+    def _declare(self, infer: Callable[..., Any], marked: Mapping[str, list[Any]]) -> None:
+        """Find out what goes in and out of `infer`. Raises StartupError."""
+        place = self.folder / "app.py"
+        if self.schema is None and marked["config"]:
+            self.flags = read_flags(place, config_flags(sdk.config_of(marked["config"][-1])))
+        rules = (self.streaming, self.batched, self._relaxed)
         try:
-            call_as_declared(self.instance, "finalize", None)
-        except BaseException:
-            log.exception("finalize() raised")
-
-    def _how_infer_takes(self) -> str:
-        """Tell `infer(inputs)`, `infer(inputs, handler)` and the old `infer(prompt, image_url)` apart."""
-        no_inputs = f"{self.folder / 'app.py'}: infer takes no inputs; write infer(self, inputs)."
-        try:
-            signature = inspect.signature(self.instance.infer)
-        except ValueError:  # `def infer():` has no place for self
-            raise StartupError(no_inputs) from None
-        names = [
-            parameter.name
-            for parameter in signature.parameters.values()
-            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        ]
-        if len(names) > 1 and all(name in self.schema.inputs for name in names):
-            return "names"
-        two = len(names) > 1 or any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
-        if not names and not two:
-            raise StartupError(no_inputs)
-        needed = [name for name in names[1:] if signature.parameters[name].default is inspect.Parameter.empty]
-        return "inputs, handler" if two and (self.streaming or needed) else "inputs"
+            if self.schema is not None:
+                self._call = how_infer_is_called(infer, self.schema.inputs, streaming=self.streaming)
+            elif marked["request"]:
+                taken = [each.annotation for each in parameters_of(infer)]
+                self.schema = typed.RequestSchema(chosen(marked["request"], taken), *rules)
+                self._call = how_infer_is_called(infer, (), streaming=self.streaming)
+            elif marked["load"] or marked["infer"] or marked["method"]:
+                self._call, inputs = how_functions_are_called(infer, streaming=self.streaming)
+                self.schema = typed.SignatureSchema(infer, inputs, *rules)
+            else:
+                raise StartupError(f"{self.folder} {NO_SCHEMA}")
+        except TypeError:
+            raise StartupError(f"{place}: infer takes no inputs; write infer(self, inputs).") from None
+        if marked["response"]:
+            given = inspect.signature(infer).return_annotation
+            self._response = typed.ResponseSchema(chosen(marked["response"], [given]))
+            self.outputs = {name: (datatype, shape) for name, datatype, shape in self._response.outputs}
 
 
 def read_app(settings: Settings) -> App:
@@ -117,48 +194,101 @@ def read_app(settings: Settings) -> App:
     if not folder.is_dir():
         raise StartupError(f"{folder} is not a folder; --model takes the folder that holds app.py.")
     if not (folder / "app.py").is_file():
-        raise StartupError(f"{folder} has no app.py; an Inferless app is a folder with app.py and input_schema.py.")
-    if not (folder / "input_schema.py").is_file():
-        raise StartupError(
-            f"{folder} has no input_schema.py; it says what infer takes, such as "
-            'INPUT_SCHEMA = {"TEXT": {"datatype": "STRING", "required": True, "shape": [1], "example": ["Hello"]}}.'
-        )
+        raise StartupError(f"{folder} has no app.py; an Inferless app is a folder with app.py and {SCHEMA_FILE}.")
+    has_schema, has_example = (folder / SCHEMA_FILE).is_file(), (folder / EXAMPLE_FILE).is_file()
+    declares = any(may_declare_inputs(path) for path in folder.glob("*.py"))
+    if not (has_schema or declares or has_example):
+        raise StartupError(f"{folder} {NO_SCHEMA}")
     enter(folder)
+    set_environment(folder)
+    schema, flags = None, Flags()
+    if has_schema:
+        schema, flags = read_schema(folder / SCHEMA_FILE, settings.relaxed_schema, may_lack=declares)
+    elif not declares:
+        schema = read_example(folder / EXAMPLE_FILE)
+    return App(settings.name or folder.name, folder, schema, flags, settings.relaxed_schema)
+
+
+def may_declare_inputs(path: Path) -> bool:
+    """Whether a source may have classes or functions that `import inferless` decorates."""
+    return re.search(rb"^\s*(from\s+inferless|import\s.*\binferless)\b", path.read_bytes(), re.MULTILINE) is not None
+
+
+def set_environment(folder: Path) -> None:
+    """Apply the `env:` of inferless.yaml."""
+    env = environment.read_env(folder)
+    for warning in env.warnings:
+        log.warning("%s", warning)
+    kept = environment.apply(env.variables)
+    if kept:
+        log.info("inferless.yaml's env: %s set already; the process's own values stay", ", ".join(kept))
+
+
+def read_schema(path: Path, relaxed: bool, *, may_lack: bool) -> tuple[Schema | None, Flags]:
+    """Execute `input_schema.py`, which `may_lack` a schema if `app.py` declares one. Raises StartupError."""
     try:
-        module = run_file("input_schema", folder / "input_schema.py")
+        module = run_file("input_schema", path)
     except BaseException as error:
-        raise app_error(folder, "input_schema.py raised", error) from error
-    flags = read_flags(folder / "input_schema.py", module)
+        raise app_error(path.parent, f"{path.name} raised", error) from error
+    flags = read_flags(path, vars(module))
+    if not hasattr(module, "INPUT_SCHEMA"):
+        if may_lack:
+            return None, flags
+        raise StartupError(f"{path} does not define INPUT_SCHEMA, the dict that says what infer takes.")
     try:
         schema = compile_schema(
-            module.INPUT_SCHEMA,
-            streaming=flags["IS_STREAMING_OUTPUT"],
-            batched=flags["BATCH_SIZE"] is not None,
-            relaxed=settings.relaxed_schema,
+            module.INPUT_SCHEMA, streaming=flags.streaming, batched=flags.batch_size > 0, relaxed=relaxed
         )
     except StartupError as error:
-        raise StartupError(f"{folder / 'input_schema.py'}: {error}") from None
+        raise StartupError(f"{path}: {error}") from None
     for warning in schema.warnings:
-        log.warning("input_schema.py: %s", warning)
-    return App(settings.name or folder.name, folder, schema, flags)
+        log.warning("%s: %s", path.name, warning)
+    return schema, flags
 
 
-def read_flags(path: Path, module: ModuleType) -> dict[str, Any]:
-    """Read the schema file's flags, checked. Raises StartupError."""
-    if not hasattr(module, "INPUT_SCHEMA"):
-        raise StartupError(f"{path} does not define INPUT_SCHEMA, the dict that says what infer takes.")
-    flags = {
-        "IS_STREAMING_OUTPUT": getattr(module, "IS_STREAMING_OUTPUT", False),
-        "BATCH_SIZE": getattr(module, "BATCH_SIZE", None),
-        "BATCH_WINDOW": getattr(module, "BATCH_WINDOW", DEFAULT_BATCH_WINDOW),
+def read_example(path: Path) -> Schema:
+    """Read `input.json`, what Inferless had before `input_schema.py`: a v2 body that fits. Raises StartupError."""
+    try:
+        tensors = strictjson.loads(path.read_bytes(), path.name)["inputs"]  # type: ignore[index]
+        raw = {
+            each["name"]: {
+                "datatype": each["datatype"],
+                "shape": each["shape"],
+                "required": not each.get("optional", False),
+                "example": each.get("data"),
+            }
+            for each in tensors
+        }
+    except (BadRequest, OSError, AttributeError, KeyError, TypeError) as error:
+        raise StartupError(f"{path} is no example of a request ({error!r}); write {SCHEMA_FILE} instead.") from None
+    try:
+        return compile_schema(raw, streaming=False, batched=False)
+    except StartupError as error:
+        raise StartupError(f"{path}: {error}") from None
+
+
+def config_flags(declared: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the fields of an `@inferless.config` class into the flags of a schema file."""
+    batched = declared.get("is_batched_input", "batch_size" in declared)
+    return {
+        "IS_STREAMING_OUTPUT": declared.get("is_streaming_output", False),
+        "BATCH_SIZE": declared.get("batch_size", 1) if batched else None,
+        "BATCH_WINDOW": declared.get("batch_window"),
     }
-    if not isinstance(flags["IS_STREAMING_OUTPUT"], bool):
-        raise StartupError(f"{path}: IS_STREAMING_OUTPUT must be True or False, not {flags['IS_STREAMING_OUTPUT']!r}.")
+
+
+def read_flags(path: Path, values: Mapping[str, Any]) -> Flags:
+    """Check what `path` says. 0 is Inferless's word for no batches and for the usual window. Raises StartupError."""
+    streaming = values.get("IS_STREAMING_OUTPUT", False)
+    if not isinstance(streaming, bool):
+        raise StartupError(f"{path}: IS_STREAMING_OUTPUT must be True or False, not {streaming!r}.")
+    numbers = {}
     for name in ("BATCH_SIZE", "BATCH_WINDOW"):
-        value = flags[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        value = values.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise StartupError(f"{path}: {name} must be a whole number of at least 1, not {value!r}.")
-    return flags
+        numbers[name] = value or 0
+    return Flags(streaming, numbers["BATCH_SIZE"], numbers["BATCH_WINDOW"] or DEFAULT_BATCH_WINDOW)
 
 
 def enter(folder: Path) -> None:
@@ -179,47 +309,6 @@ def run_file(name: str, path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def call_as_declared(instance: Any, name: str, argument: Any) -> Any:
-    """Call a method that may take nothing, one argument, any number, or not even self (CONTRACT.md §1)."""
-    method = getattr(instance, name)
-    try:
-        parameters = list(inspect.signature(method).parameters.values())
-    except ValueError:  # `def finalize():` in a class has no place for self
-        method, parameters = method.__func__, []
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    result = method(*[argument] * len(needed))
-    return event_loop().run_until_complete(result) if inspect.iscoroutine(result) else result
-
-
-def event_loop() -> asyncio.AbstractEventLoop:
-    """Return the event loop that this thread keeps, made when it is first needed."""
-    import asyncio  # 6 MB, which only apps that use it pay
-
-    try:
-        loop = asyncio.get_event_loop()
-        if not loop.is_closed():
-            return loop
-    except RuntimeError:
-        pass  # it has none yet, or asyncio.run() in infer took it away
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    return loop
-
-
-def with_event_loop() -> None:
-    """Let `asyncio.get_event_loop()` work in `initialize` as it does on a main thread, where Inferless runs it."""
-    if "asyncio" in sys.modules:
-        event_loop()
-
-
-def close_event_loop() -> None:
-    """Close this thread's event loop, if there can be one, and the generators that it still has."""
-    if "asyncio" in sys.modules:
-        loop = event_loop()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
 
 
 def app_error(folder: Path, what: str, error: BaseException) -> StartupError:

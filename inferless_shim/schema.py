@@ -72,6 +72,8 @@ INTEGER = Family("an integer", "integers", "send a whole number", _integer, 1)
 NUMBER = Family("a number", "numbers", "send a number", _number, 1.0)
 BOOLEAN = Family("true or false", "booleans", "send true or false", _boolean, True)
 STRING = Family("a string", "strings", "send text in quotes", _string, "text")
+# Of inputs that a class or a signature declares (`typed`); INPUT_SCHEMA has no word for it.
+JSON = Family("any JSON value", "JSON values", "send JSON", lambda value: value, "text")
 
 _SIGNED = {f"INT{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) for bits in (8, 16, 32, 64)}
 _UNSIGNED = {f"UINT{bits}": (0, (1 << bits) - 1) for bits in (8, 16, 32, 64)}
@@ -84,9 +86,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+NOTHING: Any = type("Nothing", (), {"__repr__": lambda self: "nothing"})()  # where None would be a value
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One entry of INPUT_SCHEMA. `shape` has -1 where any length will do; shape (1,) gives the app a scalar."""
+    """One entry of INPUT_SCHEMA. `shape` has -1 where any length will do; shape (1,) gives the app a scalar.
+
+    The datatype JSON, always of shape (1,), takes any JSON value. `default` is what the app takes an absent one for.
+    """
 
     name: str
     datatype: str
@@ -94,10 +102,12 @@ class Input:
     required: bool
     example: object = None
     batched: bool = False  # a request may put a leading dimension of 1 before `shape`
+    description: str = ""
+    default: object = NOTHING
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.datatype]
+        return JSON if self.datatype == "JSON" else FAMILIES[self.datatype]
 
     @property
     def expected(self) -> str:
@@ -114,6 +124,8 @@ class Input:
 
         A v2 tensor's own shape decides, or that of its data if it is (): [1] is a scalar even where [-1] is declared.
         """
+        if self.family is JSON:
+            return value if tensor_shape is None else _untensored(value, tensor_shape)
         if self.shape == (1,) and type(value) is not list:
             return self._convert([value])[0]
         shape, elements = self._arranged(value, tensor_shape)
@@ -121,6 +133,11 @@ class Input:
         if shape == (1,) and (self.shape == (1,) or tensor_shape is not None):
             return elements[0]
         return nest(elements, shape)
+
+    def missing(self, got: str) -> Fault:
+        """Return the fault of a required input that is not there."""
+        sentence = f"{self.name} is required, got {got}; send {self.expected}."
+        return Fault(self.name, self.expected, got, sentence=sentence)
 
     def sample(self) -> Any:
         """Return the example if it fits, else a placeholder."""
@@ -171,6 +188,13 @@ class Input:
         return Fault(self.name, self.expected, got, remedy)
 
 
+def _untensored(data: Any, shape: Sequence[int]) -> Any:
+    """Return the one element of a tensor of JSON values, or all of them in lists."""
+    if len(data) == 1 and all(length == 1 for length in shape):
+        return data[0]
+    return nest(data, shape) if math.prod(shape) == len(data) > 0 < len(shape) else data
+
+
 class Schema:
     """The inputs of one app, in order, and what its author should be told about them."""
 
@@ -197,13 +221,15 @@ class Schema:
                 except Fault as fault:
                     faults.append(fault)
             elif declared.required:
-                got = "null" if name in values else "nothing"
-                sentence = f"{name} is required, got {got}; send {declared.expected}."
-                faults.append(Fault(name, declared.expected, got, sentence=sentence))
+                faults.append(declared.missing("null" if name in values else "nothing"))
         if not values.keys() <= self.inputs.keys():
             unknown = (name for name in values if name not in self.inputs)
-            faults += [self._unknown(name) for name in islice(unknown, MAX_FAULTS)]
+            faults += [self.unknown(name) for name in islice(unknown, MAX_FAULTS)]
         return inputs, faults
+
+    def build(self, inputs: dict[str, Any]) -> Any:
+        """Return what `infer` is called with, made of what `check` returned."""
+        return inputs
 
     def example(self) -> dict[str, Any]:
         """Return a body that fits: the required inputs, or the first if none is."""
@@ -211,7 +237,8 @@ class Schema:
         chosen = required or list(self.inputs.values())[:1]
         return {declared.name: declared.sample() for declared in chosen}
 
-    def _unknown(self, name: str) -> Fault:
+    def unknown(self, name: str) -> Fault:
+        """Return the fault of a name that is not an input's."""
         known = ", ".join(list(self.inputs)[:20]) or "none"
         remedy = f"did you mean {near}?" if (near := nearest(name, self.inputs)) else f"its inputs are: {known}."
         sentence = f"{quoted(name)} is not an input of this app; {remedy}"
@@ -219,6 +246,9 @@ class Schema:
 
 
 # At load. -----------------------------------------------------------------------------------------------------------
+
+
+EXCLUSIVE = "IS_STREAMING_OUTPUT and BATCH_SIZE exclude each other; remove one of them."
 
 
 def compile_schema(raw: object, *, streaming: bool, batched: bool, relaxed: bool = False) -> Schema:
@@ -232,7 +262,7 @@ def compile_schema(raw: object, *, streaming: bool, batched: bool, relaxed: bool
     warnings: list[str] = []
     inputs: dict[str, Input] = {}
     if streaming and batched:
-        faults.append("IS_STREAMING_OUTPUT and BATCH_SIZE exclude each other; remove one of them.")
+        faults.append(EXCLUSIVE)
     for name, entry in raw.items():
         wrong = list(_entry_faults(name, entry))
         faults += wrong
@@ -240,7 +270,7 @@ def compile_schema(raw: object, *, streaming: bool, batched: bool, relaxed: bool
             required, example = entry.get("required", True), entry.get("example")
             declared = Input(name, entry["datatype"].upper(), tuple(entry["shape"]), required, example, batched)
             if streaming:
-                (warnings if relaxed else faults).extend(_streaming_faults(declared, relaxed))
+                (warnings if relaxed else faults).extend(streaming_faults(declared, relaxed))
             warnings += _remarks(declared, entry)
             inputs[name] = declared
     if faults:
@@ -266,7 +296,8 @@ def _entry_faults(name: object, entry: object) -> Iterator[str]:
             yield f"{name} has {repr(required)[:60]} for required; write True or False."
 
 
-def _streaming_faults(declared: Input, relaxed: bool) -> Iterator[str]:
+def streaming_faults(declared: Input, relaxed: bool) -> Iterator[str]:
+    """Say what streaming does not allow of an input; without the way out, if it is taken already."""
     remedy = "make it a STRING of shape [1] that holds JSON (json.dumps)"
     remedy += "" if relaxed else ", or start with --relaxed-schema"
     if declared.family is NUMBER:

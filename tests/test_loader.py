@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import os
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inferless_shim import loader
+from inferless_shim import loader, loops
 from inferless_shim.config import Settings
 from inferless_shim.errors import StartupError
 from inferless_shim.loader import App, read_app
@@ -43,7 +44,7 @@ def on_a_thread(function: Callable[[], Any]) -> Any:
             ends.extend((function(), None))
         except BaseException as error:
             ends.extend((None, error))
-        loader.close_event_loop()
+        loops.close_event_loop()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -165,6 +166,35 @@ class TestRefusals(LoaderTest):
         )
         self.assertIn("input_schema.py: INPUT_SCHEMA must be a dict", self.refusal(schema="INPUT_SCHEMA = []"))
 
+    def test_input_json_stands_for_a_schema(self):
+        """What Inferless had before input_schema.py: an example of a request says names, datatypes and shapes."""
+        folder = self.folder()
+        (folder / "input_schema.py").unlink()
+        tensor = {"name": "prompt", "shape": [1], "datatype": "BYTES", "data": ["What is AI?"]}
+        (folder / "input.json").write_text(json.dumps({"inputs": [tensor, tensor | {"name": "n", "optional": True}]}))
+        schema = read_app(Settings(model=folder)).schema
+        self.assertEqual([each.required for each in schema.inputs.values()], [True, False])
+        self.assertEqual(schema.example(), {"prompt": "What is AI?"})
+        for text in ("", "[]", "{}", '{"inputs": [1]}', '{"inputs": [{"name": "x"}]}'):
+            (folder / "input.json").write_text(text)
+            with self.assertRaisesRegex(StartupError, "input.json is no example of a request"):
+                read_app(Settings(model=folder))
+
+    def test_import_of_inferless_among_others_is_seen(self):
+        """`import os, inferless` declares as much as a line of its own; a name like it does not."""
+        for line, declares in (
+            ("import inferless", True),
+            ("import os, inferless", True),
+            ("    import inferless as x", True),
+            ("from inferless import request", True),
+            ("import inferless_utils", False),
+            ("# import inferless", False),
+            ("import os  # like inferless", True),  # it costs no more than an import
+        ):
+            path = self.folder() / "app.py"
+            path.write_text(f"{line}\n")
+            self.assertEqual(loader.may_declare_inputs(path), declares, line)
+
     def test_schema_faults_are_told_with_the_file(self):
         """What the schema's compiler finds is said with the path of the file."""
         schema = 'INPUT_SCHEMA = {"N": {"datatype": "FP32", "shape": [1]}}\nIS_STREAMING_OUTPUT = True'
@@ -180,7 +210,7 @@ class TestRefusals(LoaderTest):
         for flag, said in (
             ("IS_STREAMING_OUTPUT = 'yes'", "IS_STREAMING_OUTPUT must be True or False, not 'yes'."),
             ("IS_STREAMING_OUTPUT = 1", "IS_STREAMING_OUTPUT must be True or False, not 1."),
-            ("BATCH_SIZE = 0", "BATCH_SIZE must be a whole number of at least 1, not 0."),
+            ("BATCH_SIZE = -1", "BATCH_SIZE must be a whole number of at least 1, not -1."),
             ("BATCH_SIZE = True", "BATCH_SIZE must be a whole number of at least 1, not True."),
             ("BATCH_SIZE = 2.5", "BATCH_SIZE must be a whole number of at least 1, not 2.5."),
             ("BATCH_WINDOW = 'long'", "BATCH_WINDOW must be a whole number of at least 1, not 'long'."),
@@ -234,7 +264,7 @@ class TestRefusals(LoaderTest):
 
     def test_app_without_the_class_is_refused(self):
         """No class, something else of its name, or a class without infer."""
-        sentence = "has no class InferlessPythonModel; an Inferless app defines it with the methods"
+        sentence = "has no class InferlessPythonModel; an Inferless app defines that class with the methods"
         self.assertIn(sentence, self.refusal(app="class Model: pass"))
         self.assertIn(sentence, self.refusal(app="InferlessPythonModel = 3"))
         self.assertTrue(
@@ -607,11 +637,11 @@ class TestCalls(LoaderTest):
             self.assertEqual(app.infer({"TEXT": "t"}, 3), ({"TEXT": "t"}, 3))
 
     def test_infer_of_a_batched_app_gets_a_list(self):
-        """A batch of one."""
+        """As many inputs as there are, in order."""
         app = self.loaded_with(
             "def infer(self, inputs): return inputs", schema=f"INPUT_SCHEMA = {TEXT_SCHEMA!r}\nBATCH_SIZE = 4"
         )
-        self.assertEqual(app.infer({"TEXT": "t"}, None), [{"TEXT": "t"}])
+        self.assertEqual(app.infer_batch([{"TEXT": "t"}, {"TEXT": "u"}]), [{"TEXT": "t"}, {"TEXT": "u"}])
 
     def test_infer_of_other_kinds_is_returned_as_it_is(self):
         """A coroutine, a generator and an async generator are the engine's to bring to an end."""
