@@ -169,14 +169,24 @@ class Server(socketserver.TCPServer):
         service.phase = Phase.DRAINING
         log.info("draining: %d streams are running", len(service.store.running()))
         self._end_waiting_connections()
+        service.engine.close()
         wait_until(lambda: not service.engine.busy and not service.store.running(), settings.drain)
-        for stream in service.store.running():
-            stream.fail("shutting_down", "The server is shutting down; start a new request.")
-        wait_until(self._is_deserted, FLUSH_TIME)
+        self._end_streams()
         finalized = service.engine.stop(settings.stuck_grace, max(settings.stuck_grace, FINALIZE_TIME))
         self.shutdown()
         self.server_close()
         return finalized
+
+    def abandon(self) -> None:
+        """Tell everybody that it is over, without waiting for an app that does not end."""
+        self.service.phase = Phase.DRAINING
+        self._end_streams()
+
+    def _end_streams(self) -> None:
+        """End what runs or waits, and wait until its clients have all that is logged."""
+        for stream in self.service.store.running():
+            stream.fail("shutting_down", "The server is shutting down; start a new request.")
+        wait_until(self._is_deserted, FLUSH_TIME)
 
     def _is_deserted(self) -> bool:
         """Whether no connection is left, once those that want nothing, new ones as well, have been ended."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from . import sdk
 from .app import Server
@@ -22,6 +25,7 @@ from .usage import curl_line
 log = logging.getLogger(__name__)
 
 EXIT_STARTUP = 2
+EXIT_STUCK = 70  # EX_SOFTWARE of sysexits.h
 # How often the main thread looks whether a signal has come.
 LOOK = 0.1
 
@@ -40,14 +44,18 @@ class Signals:
             os._exit(128 + number)
         self._asked = True
 
-    def wait(self) -> None:
-        """Return when a drain is asked for. Runs on the main thread, which alone runs Python's signal handlers.
+    def wait(self, until: Callable[[], bool]) -> bool:
+        """Return True when a drain is asked for, False when `until` comes true.
 
+        Runs on the main thread, which alone runs Python's signal handlers.
         Not by an Event, nor by a queue: a signal that comes just before their wait begins ends neither, and the
         handler's `Event.set` would take a lock that the thread which it interrupts may hold.
         """
         while not self._asked:
+            if until():
+                return False
             time.sleep(LOOK)
+        return True
 
 
 class LoadingLine:
@@ -75,31 +83,72 @@ class LoadingLine:
         return time.monotonic() - self.began
 
 
+class Prints(io.FileIO):
+    """stdout's descriptor. Once nobody reads it any more, what is printed goes nowhere, and no request fails for it."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def show_prints_at_once() -> None:
+    """Let what the app prints come out line by line, also where stdout is a file or a pipe, as a log collector's is."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # it is something else, or closed
+        out = sys.stdout
+        raw = Prints(out.fileno(), "w", closefd=False)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), out.encoding, out.errors, line_buffering=True)
+
+
+class LogLines(logging.StreamHandler[Any]):
+    """Writes log lines to stderr. If the app has closed that, they are lost, and nothing else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def set_up_log() -> None:
+    """Send our log lines and the app's to stderr; ours go there alone, and not to handlers that the app may add."""
+    lines = LogLines(sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, handlers=[lines], format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    ours = logging.getLogger(__package__)
+    ours.addHandler(lines)
+    ours.propagate = False
+
+
 def say(text: str, end: str = "\n") -> None:
     print(text, end=end, file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the server; return the exit status: 0 after a drain, 2 if it could not start."""
+    """Run the server; return the exit status: 0 after a drain, 2 if it could not start, 70 if it is stuck."""
     settings = read_settings(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    set_up_log()
     signals = Signals()
+    show_prints_at_once()
     try:
         sdk.install()
+        if settings.check:
+            from .check.report import check  # a server needs none of it
+
+            return leave(check(settings))
         app = read_app(settings)
         server = Server(settings, app)
         awq.install()
-        finalized = serve(server, signals)
+        return serve(server, signals)
     except StartupError as error:
         say(f"error: {error}")
         return leave(EXIT_STARTUP)
-    return leave(0, stuck=not finalized)
 
 
-def serve(server: Server, signals: Signals) -> bool:
-    """Load the app while the listener is up already, serve until a signal; return what `drain` does.
+def serve(server: Server, signals: Signals) -> int:
+    """Load the app while the listener is up already, serve until a signal; return the exit status.
 
     Raises StartupError.
     """
@@ -112,15 +161,23 @@ def serve(server: Server, signals: Signals) -> bool:
     signals.loading = False
     server.ready()
     say(f"{engine.app.name} is ready on {server.url} (loaded in {took:.1f} s)")
-    say(f"try:  {curl_line(server.service, server.url)}")
-    signals.wait()
+    say(f"try:  {curl_line(server.service.app, server.url)}")
+    exits = server.service.settings.on_stuck == "exit"
+    if not signals.wait(lambda: exits and engine.stuck):
+        log.error("every slot is held by an infer that does not end: exit (--on-stuck)")
+        server.abandon()
+        return leave(EXIT_STUCK, stuck=True)
     finalized = server.drain()
     log.info("stopped")
-    return finalized
+    return leave(0, stuck=not finalized)
 
 
 def leave(status: int, *, stuck: bool = False) -> int:
     """Return `status`, or exit with it here if a thread of the app's would keep the interpreter from ending."""
+    try:
+        sys.stdout.flush()
+    except Exception:  # Python would try again, and end with 120
+        sys.stdout = None
     left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if left or stuck:
         log.warning(
@@ -128,7 +185,5 @@ def leave(status: int, *, stuck: bool = False) -> int:
             ", ".join(thread.name for thread in left) or "an infer or a finalize that does not end",
         )
         logging.shutdown()
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
-            sys.stdout.flush()
         os._exit(status)
     return status

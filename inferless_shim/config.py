@@ -125,6 +125,13 @@ def name(text: str) -> str:
     return text
 
 
+def on_stuck(text: str) -> str:
+    """Read what happens when no slot is left. Raises ValueError."""
+    if text not in ("stay", "exit"):
+        raise ValueError(f"{text!r} is neither stay nor exit")
+    return text
+
+
 def setting(default: Any, read: Callable[[str], Any], group: str, metavar: str, text: str) -> Any:
     return field(default=default, metadata={"read": read, "group": group, "metavar": metavar, "help": text})
 
@@ -140,6 +147,7 @@ class Settings:
     relaxed_schema: bool = setting(
         False, switch, "app", "", "warn instead of refusing inputs that Inferless does not allow in a streaming app"
     )
+    check: bool = setting(False, switch, "app", "", "say what the folder holds, and exit")
 
     # Whoever runs a model on a laptop does not expect the café to use it.
     host: str = setting("127.0.0.1", str, "network", "ADDRESS", "address to listen on; :: is every address")
@@ -163,6 +171,10 @@ class Settings:
     infer_timeout: float = setting(180.0, positive_seconds, "running", "S", "longest infer, waiting not included")
     stuck_grace: float = setting(
         10.0, seconds, "running", "S", "how long a late infer, or threads that infer left, may go on"
+    )
+    # Whoever looks at /v2/health/ready restarts it; who has a supervisor alone wants `exit`.
+    on_stuck: str = setting(
+        "stay", on_stuck, "running", "WHAT", "when every slot is held by an infer that does not end: stay, or exit (70)"
     )
     # What Kubernetes gives after SIGTERM; a supervisor that gives less wants less here.
     drain: float = setting(30.0, seconds, "running", "S", "how long running streams may finish after SIGTERM")

@@ -1,42 +1,53 @@
-"""Jobs in a queue, and the infer threads that run them one after the other.
+"""The infer threads: they load the app, run what waits, and finalise it; the app can be unloaded and loaded again.
 
-Every job has a stream. A job that nobody follows any more stays in the queue but is skipped and does not count: its
-client may come back within `--linger` and finds its place. `Engine.lock` guards the queue and the slots; no stream's
-lock is taken under it. The app is loaded on the first infer thread, the one that will run it.
+Every job has a stream. `Engine.lock` guards the backlog, the slots and the state; no stream's lock is taken under it.
+The app is loaded on the first infer thread, the one that will run it.
 """
 
 from __future__ import annotations
 
-import inspect
+import gc
 import logging
+import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator
-from contextlib import aclosing, closing
-from typing import Any
+from enum import Enum
 
-from . import isolation, outputs, streamers
+from . import isolation, views
+from .backlog import Backlog
 from .config import Settings
-from .errors import ShimError, StartupError, Unavailable
-from .job import Job, StreamOutputHandler
-from .loader import App, close_event_loop, event_loop
-from .stream import Cancelled, Stream
+from .errors import AppFailed, StartupError, Unavailable
+from .job import Job
+from .loader import App
+from .loops import close_event_loop
+from .outputs import app_raised, error_text
+from .run import Run
+from .stream import Stream
 
 log = logging.getLogger(__name__)
 
+# How long `finalize` may take at least.
+FINALIZE_TIME = 10.0
+STUCK = "Every slot is held by an infer that does not end; restart the server, or try again later."
+ENDED_BY_UNLOAD = "The model is being unloaded."
+CANNOT_UNLOAD = "The model cannot be unloaded: an infer, or finalize, does not end."
+
+
+class State(Enum):
+    """What has become of the app."""
+
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    UNLOADED = "unloaded"
+
 
 class Slot:
-    """One infer thread and what it runs. `deadline` is when its job has taken too long; None while idle."""
+    """One infer thread and what it runs."""
 
     def __init__(self) -> None:
-        self.job: Job | None = None
-        self.scope: isolation.Scope | None = None
-        self.deadline: float | None = None
+        self.run: Run | None = None
         self.stuck = False
-
-    def is_late(self, now: float, grace: float = 0.0) -> bool:
-        """Whether its job has run `grace` seconds longer than it may."""
-        return self.deadline is not None and now >= self.deadline + grace
 
 
 class Engine:
@@ -45,16 +56,20 @@ class Engine:
     def __init__(self, app: App, settings: Settings) -> None:
         self.app = app
         self.settings = settings
-        self.loaded = threading.Event()
+        self.loaded = threading.Event()  # for the first time, well or not
         self.failed: StartupError | None = None
-        self.lock = threading.Condition()
-        self._queue: list[Job] = []
+        self.state = State.LOADING
+        self.reason = ""  # why it is unloaded, if loading failed
+        self.lock = threading.Lock()
+        self._work = threading.Condition(self.lock)  # for infer threads: there is something to do
+        self._changed = threading.Condition(self.lock)  # for others: the state has changed
+        self._backlog = Backlog(settings.queue)
         self._slots = [Slot() for _ in range(settings.concurrency)]
-        self._reserved = 0
+        self._closing = False  # nobody comes any more
         self._stopping = False
         self._others_ended = threading.Event()  # when stopping: `finalize` may run
         self._finalizing = threading.Event()  # and it does
-        self._streamers = streamers.Streamers()
+        self._views = views.Views()
         self._threads = [
             threading.Thread(target=self._serve, args=(slot, number), name=f"infer-{number}", daemon=True)
             for number, slot in enumerate(self._slots)
@@ -68,42 +83,42 @@ class Engine:
         self._threads[0].start()
 
     def reserve(self) -> None:
-        """Take a place in the queue before the headers go out. Raises Unavailable (503) if there is none."""
+        """Take a place in the backlog before the headers go out. Raises Unavailable (503) if there is none."""
         with self.lock:
-            free = sum(slot.job is None for slot in self._slots)
-            if self._no_slot_left():
-                raise Unavailable(
-                    "Every slot is held by an infer that does not end; restart the server, or try again later."
-                )
-            if self._reserved + self._waiting() >= self.settings.queue + free:
+            self._check_ready()
+            if not self._backlog.reserve(sum(slot.run is None for slot in self._slots)):
                 raise Unavailable(
                     f"The queue is full ({self.settings.queue} requests are waiting); try again shortly.",
                     retry_after=max(1, round(self.settings.retry)),
                 )
-            self._reserved += 1
 
     def release(self) -> None:
         """Give a reserved place back."""
         with self.lock:
-            self._reserved -= 1
+            self._backlog.release()
+            self._work.notify_all()  # what is unloaded waits for the last place to be given back
 
     def submit(self, job: Job) -> None:
         """Queue a job in the place that was reserved for it. It runs once its stream is followed, or detached."""
         with self.lock:
-            self._reserved -= 1
-            self._queue.append(job)
-            self.lock.notify()
+            self._backlog.add(job)
+            self._work.notify()
 
     def notify(self) -> None:
         """Tell that a waiting job's client has come, or come back: it may run."""
         with self.lock:
-            self.lock.notify()
+            self._work.notify()
 
     def position(self, stream: Stream) -> int | None:
         """Return a waiting stream's place in the queue, counted from 1; None if it does not wait."""
         with self.lock:
-            waiting = [job.stream for job in self._queue if job.runnable]
+            waiting = self._backlog.streams()
         return waiting.index(stream) + 1 if stream in waiting else None
+
+    def check_ready(self) -> None:
+        """Raise Unavailable (503), which says why, unless new work is taken."""
+        with self.lock:
+            self._check_ready()
 
     @property
     def stuck(self) -> bool:
@@ -115,25 +130,73 @@ class Engine:
     def busy(self) -> bool:
         """Whether a job runs or waits; one that is stuck does not count."""
         with self.lock:
-            return bool(self._waiting()) or any(slot.job and not slot.stuck for slot in self._slots)
+            return self._is_busy()
 
     def tick(self) -> None:
         """Fail what has run longer than `--infer-timeout`, and count slots that do not come back from it."""
         now = time.monotonic()
+        gone: list[Stream] = []
         with self.lock:
-            self._drop_ended()
-            late = [slot.job for slot in self._slots if slot.job is not None and slot.is_late(now)]
-            scopes = [slot.scope for slot in self._slots if slot.scope is not None]
-            lost = [slot for slot in self._slots if slot.is_late(now, self.settings.stuck_grace) and not slot.stuck]
+            self._backlog.drop_ended()
+            runs = [slot.run for slot in self._slots if slot.run is not None]
+            if self.state is State.UNLOADING:
+                gone = [job.stream for job in self._backlog.jobs if job.stream.followed and not job.runnable]
+                self._work.notify_all()  # jobs may have ended in the backlog
+        for stream in gone:  # an app that goes waits for no client that went
+            stream.fail("shutting_down", ENDED_BY_UNLOAD, if_unfollowed_since=now)
+        for run in runs:
+            run.tick(now)
+        grace = self.settings.stuck_grace
+        with self.lock:  # only now: who looks at `stuck` finds its clients told
+            lost = [slot for slot in self._slots if slot.run and slot.run.is_late(now, grace) and not slot.stuck]
             for slot in lost:
                 slot.stuck = True
         for _ in lost:
-            log.error("infer did not end %g s after its timeout; its slot is lost", self.settings.stuck_grace)
-        for job in late:
-            if job.stream.is_open:
-                job.stream.fail("timeout", f"infer took longer than {self.settings.infer_timeout:g} s.")
-        for scope in scopes:
-            scope.rescue()
+            log.error("infer did not end %g s after its timeout; its slot is lost", grace)
+
+    def unload(self) -> None:
+        """Take no more work, let what runs and waits end for `--drain`, end the rest, finalise the app.
+
+        Returns when that is over. Raises Unavailable if an infer does not end, and the app is ready as before; or if
+        `finalize` does not end, or the app is just being loaded.
+        """
+        with self.lock:
+            if self.state is State.LOADING:
+                self._check_ready()
+            if self.state is State.READY:
+                if self._slots[0].stuck:  # it is its thread that finalises
+                    raise Unavailable(CANNOT_UNLOAD)
+                self._become(State.UNLOADING)
+            self._wait_until_unloaded(self.settings.drain)
+            streams: list[Stream] = []
+            if self.state is State.UNLOADING:
+                runs = [slot.run for slot in self._slots if slot.run is not None]
+                streams = [job.stream for run in runs for job in run.jobs] + [job.stream for job in self._backlog.jobs]
+        for stream in streams:
+            stream.fail("shutting_down", ENDED_BY_UNLOAD)
+        with self.lock:
+            self._work.notify_all()  # what has ended need not be waited for
+            self._wait_until_unloaded(self.settings.stuck_grace + FINALIZE_TIME)
+            if self.state is State.UNLOADING and not self._is_drained():
+                self._become(State.READY)
+            if self.state in (State.UNLOADING, State.READY):
+                raise Unavailable(CANNOT_UNLOAD)
+
+    def load(self) -> None:
+        """Make a new instance of an app that was unloaded; return when it is ready. Raises AppFailed, Unavailable."""
+        with self.lock:
+            if self.state is State.UNLOADED and not self._stopping:
+                self._become(State.LOADING)
+            self._changed.wait_for(lambda: self.state is not State.LOADING)
+            if self.reason:
+                raise AppFailed(f"{self.app.name} could not be loaded: {self.reason}")
+            self._check_ready()
+
+    def close(self) -> None:
+        """Let what waits run at once: nobody comes any more to fill a batch."""
+        with self.lock:
+            self._closing = True
+            self._work.notify_all()
 
     def stop(self, timeout: float, finalize_timeout: float | None = None) -> bool:
         """Run the app's `finalize` on its own thread once no other infer runs, or `timeout` is over.
@@ -142,178 +205,142 @@ class Engine:
         """
         with self.lock:
             self._stopping = True
-            self.lock.notify_all()
+            self._work.notify_all()
         deadline = time.monotonic() + timeout
         for thread in self._threads[1:]:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
         self._others_ended.set()
         first = self._threads[0]
-        idle = self._slots[0].job is None  # then it is on its way to `finalize`, however little time there is
+        idle = self._slots[0].run is None  # then it is on its way to `finalize`, however little time there is
         if first.is_alive() and (idle or self._finalizing.wait(max(0.0, deadline - time.monotonic()))):
             first.join(timeout if finalize_timeout is None else finalize_timeout)
-        return not first.is_alive() and all(slot.job is None for slot in self._slots)
+        return not first.is_alive() and all(slot.run is None for slot in self._slots)
 
     # ---- Needs self.lock
 
-    def _waiting(self) -> int:
-        """Count the jobs that wait for a slot; one whose client has gone does not, one whose client is to come does."""
-        return sum(job.runnable or (job.stream.is_open and not job.stream.followed) for job in self._queue)
+    def _check_ready(self) -> None:
+        name = self.app.name
+        if self._no_slot_left():
+            raise Unavailable(STUCK)
+        if self.state is State.LOADING:
+            raise Unavailable(f"{name} is still loading; try again shortly.")
+        if self.state is not State.READY:
+            told = "is unloaded;" if self.state is State.UNLOADED else "is being unloaded; when that is over,"
+            raise Unavailable(f"{name} {told} POST /v2/repository/models/{name}/load brings it back.")
 
     def _no_slot_left(self) -> bool:
         return all(slot.stuck for slot in self._slots)
 
-    def _next(self) -> Job | None:
-        """Take the first runnable job off the queue."""
-        self._drop_ended()
-        for index, job in enumerate(self._queue):
-            if job.runnable:
-                return self._queue.pop(index)
-        return None
+    def _is_busy(self) -> bool:
+        return bool(self._backlog.waiting()) or any(slot.run and not slot.stuck for slot in self._slots)
 
-    def _drop_ended(self) -> None:
-        """Drop the jobs whose stream has ended: their inputs may be large."""
-        self._queue[:] = [job for job in self._queue if job.stream.is_open]
+    def _become(self, state: State, reason: str = "") -> None:
+        self.state, self.reason = state, reason
+        self._work.notify_all()
+        self._changed.notify_all()
+
+    def _wait_until_unloaded(self, timeout: float) -> None:
+        self._changed.wait_for(lambda: self.state is not State.UNLOADING, timeout)
+
+    def _is_drained(self) -> bool:
+        """Whether an app that is being unloaded has nothing left to do, nor ever will. A stuck infer keeps its app.
+
+        A waiting job whose client has gone counts: it would run if the client came back. `tick` ends it.
+        """
+        waits = self._backlog.reserved or any(job.stream.is_open for job in self._backlog.jobs)
+        return self.state is State.UNLOADING and not waits and not self._is_busy()
 
     # ---- An infer thread
 
     def _serve(self, slot: Slot, number: int) -> None:
-        if number == 0 and not self._load():
+        """Run jobs until the engine stops. The first thread also loads the app, and finalises it."""
+        if number == 0 and not self._load_first():
             return
-        while self._run_next(slot):
+        while self._run_next(slot, number):
             pass
         if number == 0:
             self._others_ended.wait()
             self._finalizing.set()
-            self.app.finalize()
+            if self.state is not State.UNLOADED:
+                self.app.finalize()
         close_event_loop()
 
-    def _load(self) -> bool:
-        try:
-            self.app.load()
-            holders = [self.app.instance, self.app.module]
-            isolation.guard_all(holders)
-            shared = streamers.shared_streamers(holders)
-            if shared and self.settings.concurrency > 1:
-                raise StartupError(
-                    "This app keeps one streamer for all its requests, so their texts would mix; use --concurrency 1."
-                )
-            self._streamers = streamers.Streamers(shared)
-        except StartupError as error:
-            self.failed = error
-        except BaseException as error:
-            # Ours, then; but whoever waits for `loaded` must not wait for ever.
-            log.exception("loading failed")
-            self.failed = StartupError(f"The app could not be loaded: {describe(error)}")
-        else:
+    def _load_first(self) -> bool:
+        self.failed = self._load()
+        if self.failed is None:
             for thread in self._threads[1:]:
                 thread.start()
         self.loaded.set()
         return self.failed is None
 
-    def _run_next(self, slot: Slot) -> bool:
-        """Wait for a job and run it; False when the engine stops. Nothing of the job is kept when it is over."""
-        job = self._take(slot)
-        if job is not None:
-            self._run(slot, job)
-        return job is not None
+    def _load(self) -> StartupError | None:
+        """Load the app, and get ready to run it; return what went wrong."""
+        failed = None
+        try:
+            self.app.load()
+            self._views = views.Views(self.app, several=self.settings.concurrency > 1)
+        except StartupError as error:
+            failed = error
+        except BaseException as error:
+            # Ours, then; but whoever waits must not wait for ever.
+            log.exception("loading failed")
+            failed = StartupError(app_raised(error))
+        with self.lock:
+            self._backlog.batch = max(1, self.app.flags.batch_size)
+            self._backlog.window = self.app.flags.batch_window / 1000 if self.app.batched else 0.0
+            self._become(State.UNLOADED if failed else State.READY, reason(failed) if failed else "")
+        return failed
 
-    def _take(self, slot: Slot) -> Job | None:
-        """Wait for a job; None when the engine stops."""
+    def _unload(self) -> None:
+        self.app.finalize()
+        self._views = views.Views()
+        gc.collect()  # a model is full of cycles, and its memory is what unloading is for
+        with self.lock:
+            self._become(State.UNLOADED)
+
+    def _run_next(self, slot: Slot, number: int) -> bool:
+        """Do the next thing; False when the engine stops. Nothing of a job is kept when it is over."""
         if slot.stuck:
             log.warning("an infer that was stuck has ended; its slot is back")
+        todo = self._next(slot, number)
+        if isinstance(todo, Run):
+            self._execute(todo)
+        elif todo is State.LOADING:
+            failed = self._load()
+            if failed is not None:
+                log.error("%s", failed)
+        elif todo is State.UNLOADING:
+            self._unload()
+        return todo is not None
+
+    def _execute(self, run: Run) -> None:
+        try:
+            again = run.execute()
+        except BaseException:  # of what the app has changed under us; the thread must live on
+            log.exception("a run failed")
+            return
         with self.lock:
-            slot.job, slot.scope, slot.deadline, slot.stuck = None, None, None, False
-            while (job := self._next()) is None:
+            self._backlog.put_back(again)
+
+    def _next(self, slot: Slot, number: int) -> Run | State | None:
+        """Wait for something to do: a run, or what the first thread does for all; None when the engine stops."""
+        with self.lock:
+            slot.run, slot.stuck = None, False
+            self._work.notify_all()  # an app that is being unloaded may have nothing left to do
+            while True:
+                if number == 0 and (self.state is State.LOADING or self._is_drained()):
+                    return self.state
+                last = self._closing or self._stopping or self.state is State.UNLOADING  # no batch is filled any more
+                jobs, wait = self._backlog.take(math.inf if last else time.monotonic())
+                if jobs:
+                    slot.run = Run(self.app, jobs, self.settings, self._views)
+                    return slot.run
                 if self._stopping:
                     return None
-                self.lock.wait()
-            slot.job = job
-            slot.deadline = time.monotonic() + self.settings.infer_timeout
-            return job
-
-    def _run(self, slot: Slot, job: Job) -> None:
-        """Run `infer` and end the job's stream; return when its threads have ended too."""
-        stream = job.stream
-        stream.started = time.monotonic()
-
-        def fail(error: BaseException) -> None:
-            stream.fail("app_error", f"The app raised {describe(error)}")
-
-        alone = self.settings.concurrency == 1
-        scope = isolation.Scope(
-            lambda: stream.failure is None, fail, self._streamers if alone else streamers.Streamers()
-        )
-        slot.scope = scope
-        handler = StreamOutputHandler(job, self.settings.max_event, self.settings.log_cap)
-        with scope.working():
-            try:
-                scope.streamers.renew()
-                result = drive(self.app.infer(job.inputs, handler), handler)
-                self._finish(job, handler, result)
-            except ShimError as error:  # of the request, found out only now: an output that the app does not have
-                stream.fail(error.code, error.message)
-            except BaseException as error:
-                if not isinstance(error, Cancelled):
-                    log.exception("infer raised (request %s)", job.request_id)
-                # A Cancelled comes of a stream that has ended; but the app may have kept one of an earlier request.
-                fail(error)
-        slot.deadline = None  # infer is over; its threads have the grace
-        left = scope.wait_for_threads(self.settings.stuck_grace)
-        if left:
-            log.error("threads that infer started outlived it by %g s: %s", self.settings.stuck_grace, ", ".join(left))
-
-    def _finish(self, job: Job, handler: StreamOutputHandler, result: Any) -> None:
-        """End a job whose `infer` returned `result`. Raises what the result's conversion raises."""
-        if handler.cancelled or not job.stream.is_open:
-            return
-        if self.app.batched:
-            result = unbatched(result)
-        if handler.sent_nothing and not self.app.streaming:
-            handler.answer(result)
-        elif handler.sent_nothing and isinstance(result, dict):
-            handler.send_streamed_output(result)
-        elif handler.sent_nothing and result is not None:
-            log.warning("infer sent nothing and returned a %s, which is no event; return a dict", type(result).__name__)
-        job.finish()
+                self._work.wait(wait)
 
 
-def drive(result: Any, handler: StreamOutputHandler) -> Any:
-    """Bring what `infer` returned to its end: await a coroutine, send what a generator yields."""
-    if inspect.isgenerator(result):
-        send_all(result, handler)
-        return None
-    if inspect.isasyncgen(result):
-        result = send_all_async(result, handler)
-    if inspect.iscoroutine(result):
-        return event_loop().run_until_complete(result)
-    return result
-
-
-def send_all(yielded: Generator[Any, Any, Any], handler: StreamOutputHandler) -> None:
-    with closing(yielded):
-        for output in yielded:
-            handler.send_streamed_output(output)
-
-
-async def send_all_async(yielded: AsyncGenerator[Any, Any], handler: StreamOutputHandler) -> None:
-    async with aclosing(yielded):
-        async for output in yielded:
-            handler.send_streamed_output(output)
-
-
-def unbatched(result: Any) -> Any:
-    """Take the one answer out of a batch of one. Raises ValueError if that is not what infer returned."""
-    if not isinstance(result, (list, tuple)) or len(result) != 1:
-        raise ValueError("infer must return a list of as many dicts as it was given (BATCH_SIZE is set)")
-    return result[0]
-
-
-def describe(error: BaseException) -> str:
-    """Name what an app raised: its class and its own text, bounded, without a traceback."""
-    try:
-        text = str(error)
-    except Exception:
-        text = ""  # its __str__ raises
-    name = type(error).__name__
-    return outputs.error_text(f"{name}: {text}" if text else name)
+def reason(failed: StartupError) -> str:
+    """Tell a client why loading failed: without the traceback that the terminal gets."""
+    return app_raised(failed.__cause__) if failed.__cause__ is not None else error_text(str(failed))

@@ -107,7 +107,7 @@ class Follower:
     """A subscriber's handler thread at work.
 
     A comment goes out after `heartbeat` seconds of silence; a client that takes nothing for `stall` seconds is left.
-    `place` tells the stream's place in the queue, if the client asked for it.
+    `place` tells the stream's place in the queue; with `progress` a change of it is an event, else heartbeats say it.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class Follower:
         *,
         heartbeat: float,
         stall: float,
-        place: Callable[[], int | None] | None = None,
+        place: Callable[[], int | None] = lambda: None,
+        progress: bool = False,
     ) -> None:
         self.stream = stream
         self.subscriber = subscriber
@@ -126,6 +127,7 @@ class Follower:
         self.heartbeat = heartbeat
         self.stall = stall
         self.place = place
+        self.progress = progress
         self._place_told: int | None = None
         self._sent_at = time.monotonic()
 
@@ -153,14 +155,15 @@ class Follower:
 
     def _wait_for_events(self) -> bool:
         """Wait for something to do; return False if the client is gone."""
-        waits = self.place is not None and self.stream.started is None
+        waits = self.progress and self.stream.started is None
         timeout = HURRY_POLL if self.stream.hurries else QUEUE_POLL if waits else LONGEST_WAIT
         if self.link.wait(min(timeout, self._silence_left())) is Wait.GONE:
             return False
         if waits and self._tell_place():
             return True
         if self._silence_left() <= 0:
-            self.stream.interject(self.subscriber, self._framed(sse.HEARTBEAT))
+            place = self.place() if self.stream.started is None else None
+            self.stream.interject(self.subscriber, self._framed(sse.heartbeat(place)))
         return True
 
     def _silence_left(self) -> float:
@@ -168,7 +171,6 @@ class Follower:
         return max(self._sent_at, self.stream.appended) + self.heartbeat - time.monotonic()
 
     def _tell_place(self) -> bool:
-        assert self.place is not None
         place = self.place()
         if place is None or place == self._place_told:
             return False

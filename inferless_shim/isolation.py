@@ -2,22 +2,23 @@
 
 Public streaming apps keep one streamer for all requests and start `model.generate` on a thread of their own. So a
 thread started while `infer` runs belongs to its request (a `Scope`): when the request is cancelled, that thread's next
-`streamer.put` raises; when the thread dies, the request fails and the `for text in streamer` that would wait for ever
-is released; the slot is free when all of them have ended.
+`streamer.put` raises; when the thread dies, the `for text in streamer` that would wait for ever is released, and the
+request fails once what was put before has been read; the slot is free when all of them have ended.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import concurrent.futures.thread
 import contextlib
 import functools
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from .outputs import app_raised
 from .stream import Cancelled
 from .streamers import Streamers, defined, is_streamer_class, keep_state, release, streamer_classes
 
@@ -25,8 +26,13 @@ log = logging.getLogger(__name__)
 
 # A put takes milliseconds. One that takes longer is blocked, in a queue that the next request does not have.
 PUT_TIME = 1.0
+# How long infer may go on reading what a thread had put before it died. The client is to know within a second.
+READ_TIME = 0.4
 # Where a class carries that it is guarded.
 GUARDED = "_guarded_by_shim"
+# Where threads come from that a library starts when it is first needed, and keeps: they serve whoever comes. What a
+# pool is given has an owner, its worker has none; tqdm's watches all progress bars.
+LASTING = ("concurrent.futures.", "multiprocessing.queues", "tqdm.", "torch._inductor.")
 
 
 class Local(threading.local):
@@ -49,14 +55,29 @@ def current_scope() -> Scope | None:
 
 
 class Scope:
-    """What one call of `infer` owns: its threads, and the streamers that they use."""
+    """What one call of `infer` owns: its threads, the streamers that they use, and the seeds that it set.
+
+    `is_wanted` says whether anybody waits for what it makes. `broke` is told at once what a thread of its raised,
+    `fail` when its readers have had time to read what came before that. `replicas` are what it has of the objects that
+    all requests share, by their id (`views`); `seeds` are by type of device, `generators` torch's, by device (`seeds`).
+    """
 
     def __init__(
-        self, is_wanted: Callable[[], bool], fail: Callable[[BaseException], None], streamers: Streamers
+        self,
+        is_wanted: Callable[[], bool],
+        fail: Callable[[str], None],
+        broke: Callable[[str], None],
+        streamers: Streamers,
     ) -> None:
         self.is_wanted = is_wanted
-        self.fail = fail
         self.streamers = streamers
+        self.replicas: dict[int, Any] = {}
+        self.seeds: dict[str, int] = {}
+        self.generators: dict[str, Any] = {}
+        self.broken: str | None = None  # what the first of its threads to die raised, in words
+        self._told = broke
+        self._fail = fail
+        self._fail_at = 0.0
         self._changed = threading.Condition()  # guards the rest
         self._working: dict[object, str] = {}
         self._feeding = 0  # how many calls of a streamer are under way
@@ -101,12 +122,30 @@ class Scope:
     def _run_or_fail(self, run: Callable[[], None]) -> None:
         try:
             run()
-        except (Cancelled, SystemExit):
-            raise  # SystemExit ends a thread quietly, as `threading` has it
+        except Cancelled:
+            raise
+        except SystemExit as error:
+            # It ends a thread quietly, as `threading` has it; but not one that somebody reads from.
+            if self.streamers.in_use():
+                self.broke(error)
+            raise
         except BaseException as error:
             # Before any reader is released: infer would come to its end and finish the stream as if all were well.
-            self.fail(error)
+            self.broke(error)
             raise
+
+    def broke(self, error: BaseException) -> None:
+        """Note what a thread of its raised; the first says why the request fails. Any thread."""
+        if self.broken is None:
+            self._fail_at = time.monotonic() + READ_TIME
+            self.broken = app_raised(error)
+            self._told(self.broken)
+
+    def tick(self, now: float) -> None:
+        """Fail the request if a thread of its died a while ago, and rescue who waits for one that has. Any thread."""
+        if self.broken is not None and now >= self._fail_at:
+            self._fail(self.broken)
+        self._rescue()
 
     @contextlib.contextmanager
     def working(self, token: object = None) -> Iterator[None]:
@@ -117,9 +156,11 @@ class Scope:
             yield
         finally:
             fed, _local.scope = _local.feeding, None
-            self._release_readers(fed.values())
-            _local.scope, _local.feeding = before
-            self.left(token)
+            try:
+                self._release_readers(fed.values())
+            finally:
+                _local.scope, _local.feeding = before
+                self.left(token)
 
     def joined(self, token: object, name: str) -> None:
         with self._changed:
@@ -146,10 +187,10 @@ class Scope:
                 self._feeding -= 1
                 self._changed.notify_all()
 
-    def rescue(self) -> None:
+    def _rescue(self) -> None:
         """Release the readers of a request that failed and has no thread that could feed them: infer waits in vain.
 
-        Any thread may call it, as often as it likes. What a streamer does may block, so it is done on another one.
+        What a streamer does may block, so it is done on a thread of its own.
         """
         with self._changed:
             if self.is_wanted() or self._working or self._rescued:
@@ -162,8 +203,11 @@ class Scope:
 
         Runs without a scope, so that the guards let it pass.
         """
+        left = list(fed)
+        if not self.is_wanted() or (self.broken is not None and not left):
+            left = self.streamers.alive()
         with contextlib.suppress(Cancelled), self.feeding():
-            for streamer in list(fed) if self.is_wanted() else self.streamers.alive():
+            for streamer in left:
                 release(streamer)
 
 
@@ -204,6 +248,7 @@ def guard_put(put: Callable[..., Any]) -> Callable[..., Any]:
         scope = _local.scope
         if scope is None:
             return put(self, *args, **kwargs)
+        self = scope.replicas.get(id(self), self)  # a bound method of the shared one
         scope.streamers.note(self)
         with scope.feeding():
             if not scope.is_wanted():
@@ -221,6 +266,7 @@ def guard_end(end: Callable[..., Any]) -> Callable[..., Any]:
         scope = _local.scope
         if scope is None:
             return end(self, *args, **kwargs)
+        self = scope.replicas.get(id(self), self)
         with scope.feeding():
             if not scope.is_wanted():
                 raise Cancelled
@@ -243,9 +289,7 @@ def install() -> None:
 
 def start_owned(thread: threading.Thread) -> None:
     scope = _local.scope
-    # A pool's worker serves many requests: what is submitted has an owner, the worker has none.
-    is_worker = getattr(thread, "_target", None) is concurrent.futures.thread._worker
-    if scope is None or is_worker or thread.ident is not None:
+    if scope is None or lasts(thread) or thread.ident is not None:
         _start(thread)
         return
     guard_all([])  # transformers may have been imported by infer
@@ -257,7 +301,14 @@ def start_owned(thread: threading.Thread) -> None:
         raise
 
 
+def lasts(thread: threading.Thread) -> bool:
+    """Whether a thread is a library's own, which outlives the request that was the first to need it."""
+    target = getattr(thread, "_target", None) or type(thread).run
+    return str(getattr(target, "__module__", "")).startswith(LASTING)
+
+
 def submit_owned(pool: Any, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Let what a pool runs for infer belong to its request."""
     scope = _local.scope
     if scope is None:
         return _submit(pool, function, *args, **kwargs)
@@ -265,7 +316,13 @@ def submit_owned(pool: Any, function: Callable[..., Any], /, *args: Any, **kwarg
 
     def run_owned(*args: Any, **kwargs: Any) -> Any:
         with scope.working(token):
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                # It is for whoever asks the future; but a text that ends in the middle must not look like a whole one.
+                if _local.feeding:
+                    scope.broke(error)
+                raise
 
     scope.joined(token, getattr(function, "__name__", "submitted"))
     try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import outputs
+from .outputs import NO_ANSWER, Answer
 from .stream import Stream
 
 
@@ -23,24 +24,36 @@ ALREADY_SENT = AlreadySent()
 
 @dataclass(eq=False)
 class Job:
-    """One request's inputs and where its answer goes. `render` makes the body of an answer that is not a stream."""
+    """One request's inputs and where its answer goes. `render` makes an answer that is not a stream.
+
+    `broken` tells what a thread of the app's raised while infer went on: such a job cannot end well. A job whose batch
+    raised is run again `alone`.
+    """
 
     stream: Stream
     inputs: dict[str, Any]
-    render: Callable[[Sequence[Any]], bytes] | None = None
+    render: Callable[[Sequence[Any]], Answer] | None = None
     request_id: str = ""
     traceparent: str | None = None
     sent: list[Any] = field(default_factory=list)
+    broken: str | None = None
+    alone: bool = False
 
     @property
     def runnable(self) -> bool:
         """Whether anybody waits for it: its client has not gone, nor was it cancelled."""
         return self.stream.is_open and self.stream.unfollowed is None
 
+    def fail(self, told: str) -> None:
+        """End the stream with what the app raised; what broke it before is the reason. Any thread may call it."""
+        self.stream.fail("app_error", self.broken or told)
+
     def finish(self) -> None:
         """End the stream well. Raises what rendering an answer raises."""
-        if self.stream.is_open:
-            self.stream.finish(self.render(self.sent) if self.render else b"")
+        if self.broken is not None:
+            self.fail(self.broken)
+        elif self.stream.is_open:
+            self.stream.finish(self.render(self.sent) if self.render else NO_ANSWER)
 
 
 class StreamOutputHandler:
@@ -78,7 +91,7 @@ class StreamOutputHandler:
         except outputs.SchemaChanged as error:
             self._stream.fail("schema_changed", str(error))
             raise
-        except (TypeError, ValueError):
+        except BaseException:
             self._schema.kinds = before  # what was not sent fixes no schema
             raise
         return ALREADY_SENT
@@ -95,7 +108,7 @@ class StreamOutputHandler:
         if self._dialect is None:
             self._job.sent.append(result)
         else:
-            self.send_streamed_output(result if isinstance(result, dict) else {"result": result})
+            self.send_streamed_output(outputs.as_dict(result))
 
     @property
     def sent_nothing(self) -> bool:

@@ -37,7 +37,4 @@ class Service:
             raise Unavailable(f"{self.app.name} is still loading; try again shortly.")
         if self.phase is Phase.DRAINING:
             raise Unavailable("The server is shutting down; try again shortly.")
-        if self.engine.stuck:
-            raise Unavailable(
-                "Every slot is held by an infer that does not end; restart the server, or try again later."
-            )
+        self.engine.check_ready()

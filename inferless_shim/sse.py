@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 from .errors import BadRequest
 
-# One newline, not two: with a blank line after it, openai-python raises and two other clients deliver an empty event.
-HEARTBEAT = b": ka\n"
 EVENT_ID = re.compile(r"([0-9A-Za-z._-]{1,107})-([0-9]{1,20})")
 
 
@@ -46,6 +44,14 @@ def body(data: bytes, event: str | None = None) -> bytes:
 def retry(seconds: float) -> bytes:
     """Ask the client to wait this long before it reconnects (whole milliseconds)."""
     return b"retry: %d\n" % round(seconds * 1000)
+
+
+def heartbeat(place: int | None = None) -> bytes:
+    """Return a comment that keeps a connection alive; while its request waits it says its `place` in the queue.
+
+    One newline, not two: with a blank line after it, openai-python raises and two other clients deliver an empty event.
+    """
+    return b": ka\n" if place is None else b": ka, place %d in the queue\n" % place
 
 
 def id_only(stream: str) -> bytes:

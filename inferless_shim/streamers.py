@@ -22,16 +22,21 @@ log = logging.getLogger(__name__)
 TRANSFORMERS = "transformers.generation.streamers"
 # Where a streamer carries the state that it had before its first use.
 INITIAL = "_initial_by_shim"
+# What else than a queue holds the state of one answer; by name, so that asyncio is not imported.
+MADE_ANEW = {("threading", "Event"), ("asyncio.locks", "Event"), ("_io", "StringIO"), ("_io", "BytesIO")}
+CONDITIONS = {("threading", "Condition"), ("asyncio.locks", "Condition")}
 
 
 def release(streamer: Any) -> None:
-    """Make `for text in streamer` end."""
+    """Make `for text in streamer` end, after the words that it still holds back."""
     keep_state(streamer)
     try:
-        if hasattr(streamer, "on_finalized_text"):
-            streamer.on_finalized_text("", stream_end=True)
-        else:
+        try:
             streamer.end()
+        except Exception:  # it was in the middle of something
+            if not hasattr(streamer, "on_finalized_text"):
+                raise
+            streamer.on_finalized_text("", stream_end=True)
     except Cancelled:
         pass  # it sends what it gets, and nobody wants it
     except Exception:
@@ -46,12 +51,15 @@ class Streamers:
 
     def __init__(self, found: Iterable[Any] = ()) -> None:
         self._known: dict[int, weakref.ref[Any]] = {}
+        self._used: set[int] = set()  # ids of those that the request that runs uses, or may use
         for streamer in found:
             self.note(streamer)
             keep_state(streamer)
+        self._kept = frozenset(self._used)  # by the app, for all requests
 
     def note(self, streamer: Any) -> None:
         """Remember a streamer that a request has made, or is about to use."""
+        self._used.add(id(streamer))
         known = self._known.get(id(streamer))
         if known is None or known() is not streamer:
             with contextlib.suppress(TypeError):  # one with __slots__: nobody is released, but its put raises, too
@@ -60,8 +68,13 @@ class Streamers:
     def alive(self) -> list[Any]:
         return [streamer for known in list(self._known.values()) if (streamer := known()) is not None]
 
+    def in_use(self) -> bool:
+        """Whether the request that runs has a streamer that somebody may read from."""
+        return any(id(streamer) in self._used for streamer in self.alive())
+
     def renew(self) -> None:
         """Give every streamer the state of a new one, for the request that begins."""
+        self._used = set(self._kept)
         self._known = {id(streamer): weakref.ref(streamer) for streamer in self.alive()}
         for streamer in self.alive():
             state = state_of(streamer)
@@ -87,9 +100,12 @@ def fresh_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def fresh(value: Any, depth: int = 3) -> Any:
-    """Return an empty queue for a queue, a copy for a container, anything else as it is."""
-    if isinstance(value, queue.SimpleQueue):
+    """Return an empty queue for a queue, a new event for an event, a copy for a container, anything else as it is."""
+    kind = type(value).__module__, type(value).__qualname__
+    if isinstance(value, queue.SimpleQueue) or kind in MADE_ANEW:
         return type(value)()
+    if kind in CONDITIONS:
+        return type(value)(value._lock)  # which may be an attribute, too
     if defined(type(value), "put_nowait"):
         try:
             return type(value)(value.maxsize)

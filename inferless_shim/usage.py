@@ -6,6 +6,7 @@ import json
 import shlex
 from urllib.parse import quote
 
+from .loader import App
 from .service import Service
 
 # A terminal still takes this much in one pasted line; public schemas hold examples of a megabyte.
@@ -16,35 +17,29 @@ EXAMPLES = (
 )
 
 
-def curl_line(service: Service, base: str, *, local: bool = True) -> str:
+def curl_line(app: App, base: str, *, local: bool = True) -> str:
     """Write a curl command, made of the schema's own examples, that works when pasted into a shell.
 
-    Examples too large to paste are read from the app's folder, which only a `local` user has.
+    Examples too large to paste are read from the app's folder, which only a `local` user has. An app that declares its
+    inputs in `app.py` has them once it is loaded.
     """
-    body = json.dumps(service.app.schema.example(), ensure_ascii=False)
+    assert app.schema is not None, "curl_line before load"
+    body = json.dumps(app.schema.example(), ensure_ascii=False)
     curl = f"curl -N {shlex.quote(base + '/infer')} -d "
     if len(body) <= MAX_PASTED:
         return curl + shlex.quote(body)
-    if not local:
+    if not local or not (app.folder / "input_schema.py").is_file():
         return curl + "@request.json"
-    return f"(cd {shlex.quote(str(service.app.folder))} && python3 -c {shlex.quote(EXAMPLES)}) | {curl}@-"
+    return f"(cd {shlex.quote(str(app.folder))} && python3 -c {shlex.quote(EXAMPLES)}) | {curl}@-"
 
 
 def page(service: Service, base: str) -> str:
     """Say what runs here and how to call it."""
     app, name = service.app, quote(service.app.name)
     kind = "a stream of Server-Sent Events" if app.streaming else "JSON"
-    inputs = "\n".join(
-        f"  {each.name:<20} {each.datatype:<8} shape {list(each.shape)}  {'required' if each.required else 'optional'}"
-        for each in app.schema.inputs.values()
-    )
     return f"""{app.name} is {service.phase.value}. It answers with {kind}.
 
-Inputs:
-{inputs}
-
-Try it:
-  {curl_line(service, base, local=False)}
+{how_to_call(app, base)}
 
 Routes:
   POST /infer                               inputs as JSON
@@ -57,3 +52,14 @@ Routes:
 
 A stream that was cut goes on where it stopped: send the last id back as the Last-Event-ID header.
 """
+
+
+def how_to_call(app: App, base: str) -> str:
+    """Tell the inputs and a curl line, as soon as they are known."""
+    if app.schema is None:
+        return "Its inputs are known once it is loaded."
+    inputs = "\n".join(
+        f"  {each.name:<20} {each.datatype:<8} shape {list(each.shape)}  {'required' if each.required else 'optional'}"
+        for each in app.schema.inputs.values()
+    )
+    return f"Inputs:\n{inputs}\n\nTry it:\n  {curl_line(app, base, local=False)}"

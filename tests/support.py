@@ -27,6 +27,7 @@ from unittest import mock
 from inferless_shim import app
 from inferless_shim.app import Server
 from inferless_shim.config import Settings
+from inferless_shim.loader import Flags
 from inferless_shim.schema import compile_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,12 +49,24 @@ def eventually(condition: Callable[[], Any], timeout: float = PATIENCE, what: st
 class FakeApp:
     """An app without a folder: `infer` is a plain function. It has what `loader.App` has for the engine."""
 
-    def __init__(self, infer: Callable[..., Any], schema: dict[str, Any] | None = None, *, streaming: bool = True):
+    def __init__(
+        self,
+        infer: Callable[..., Any],
+        schema: dict[str, Any] | None = None,
+        *,
+        streaming: bool = True,
+        batch_size: int = 0,
+        batch_window: int = 500,
+    ):
         self.name = "fake"
         self.folder = ROOT
-        self.schema = compile_schema(TEXT_SCHEMA if schema is None else schema, streaming=streaming, batched=False)
+        self.flags = Flags(streaming, batch_size, batch_window)
         self.streaming = streaming
-        self.batched = False
+        self.batched = batch_size > 0
+        self.schema = compile_schema(
+            TEXT_SCHEMA if schema is None else schema, streaming=streaming, batched=self.batched
+        )
+        self.outputs: dict[str, tuple[str, list[int]]] = {}
         self.module = types.ModuleType("app")
         self.instance = types.SimpleNamespace(infer=infer)
         self.finalized = 0
@@ -61,8 +74,18 @@ class FakeApp:
     def load(self) -> None:
         pass
 
-    def infer(self, inputs: dict[str, Any], handler: Any) -> Any:
-        return self.instance.infer(inputs, handler) if self.streaming else self.instance.infer(inputs)
+    def infer(self, inputs: dict[str, Any], handler: Any, instance: Any = None) -> Any:
+        instance = self.instance if instance is None else instance
+        return instance.infer(inputs, handler) if self.streaming else instance.infer(inputs)
+
+    def infer_batch(self, batch: list[dict[str, Any]], instance: Any = None) -> Any:
+        return (self.instance if instance is None else instance).infer(batch)
+
+    def answer(self, result: Any) -> Any:
+        return result
+
+    def described_outputs(self) -> dict[str, tuple[str, list[int]]]:
+        return self.outputs
 
     def finalize(self) -> None:
         self.finalized += 1

@@ -22,6 +22,7 @@ from tests.support import TestCase
 DEFAULTS: dict[str, Any] = {
     "name": None,
     "relaxed_schema": False,
+    "check": False,
     "host": "127.0.0.1",
     "port": 8000,
     "cors": (),
@@ -33,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "queue": 100,
     "infer_timeout": 180,
     "stuck_grace": 10,
+    "on_stuck": "stay",
     "drain": 30,
     "heartbeat": 10,
     "linger": 30,
@@ -58,6 +60,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     ],
     "max_connections": [("1", 1), ("1024", 1024)],
     "queue": [("0", 0), ("7", 7)],
+    "on_stuck": [("stay", "stay"), ("exit", "exit")],
     "linger": [("0", 0.0), ("0.5", 0.5), ("500ms", 0.5), ("500 ms", 0.5), ("1.5s", 1.5), ("250us", 0.00025)],
     "infer_timeout": [("2m", 120.0), ("2min", 120.0), ("1h", 3600.0), ("2M", 120.0), ("1000000", 1e6), ("1ms", 0.001)],
     "log_cap": [
@@ -78,6 +81,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
 
 # field -> what is refused, and words of the sentence that says why
 BAD: dict[str, list[tuple[str, str]]] = {
+    "on_stuck": [("leave", "neither stay nor exit"), ("", "neither stay nor exit")],
     "model": [("", "no folder"), ("~nobody-has-this-name/x", "no folder")],
     "name": [
         ("", "not a model name"),
@@ -184,6 +188,7 @@ class ReadSettings(TestCase):
         """A flag and a variable exist for each setting; both change it and nothing else."""
         for each in fields(Settings):
             other = {str: "9.9", bool: "1", tuple: "http://x"}.get(type(each.default), "7")
+            other = "exit" if each.name == "on_stuck" else other
             with self.subTest(each.name):
                 flags = [written(each.name)] + ([] if each.default is False else [other])
                 by_flag = read_settings(["--model", "x", *flags], {})

@@ -13,12 +13,12 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from inferless_shim import engine as engine_module
+from inferless_shim import loops as event_loops
 from inferless_shim.config import Settings
-from inferless_shim.engine import Engine, describe
+from inferless_shim.engine import Engine
 from inferless_shim.errors import StartupError, Unavailable
 from inferless_shim.job import Job
-from inferless_shim.outputs import Dialect, Native
+from inferless_shim.outputs import Dialect, Native, app_raised
 from inferless_shim.stream import Cancelled, Progress, State, Stream, Subscriber
 from tests.support import (
     MS,
@@ -26,9 +26,7 @@ from tests.support import (
     Event,
     FakeApp,
     Puppet,
-    ServerProcess,
     TestCase,
-    app_folder,
     eventually,
     parse_events,
     words,
@@ -131,10 +129,10 @@ def running(app: Any, **settings: Any) -> Iterator[Engine]:
         yield engine
     finally:
         for slot in engine._slots:
-            if slot.job is not None:
-                slot.job.stream.fail("shutting_down", "the test is over")
+            if slot.run is not None:
+                slot.run.jobs[0].stream.fail("shutting_down", "the test is over")
         with engine.lock:
-            waiting = list(engine._queue)
+            waiting = list(engine._backlog.jobs)
         for job in waiting:
             job.stream.fail("shutting_down", "the test is over")
         stopped = engine.stop(PATIENCE)
@@ -266,9 +264,9 @@ class TestOrder(TestCase):
         engine.start()
         engine.loaded.wait(PATIENCE)
         requests = [Request(engine, str(n)) for n in range(2)]
-        eventually(lambda: len(gate.entered) == 1 and all(slot.job for slot in engine._slots))
+        eventually(lambda: len(gate.entered) == 1 and all(slot.run for slot in engine._slots))
         letting_go.set()
-        eventually(lambda: engine._slots[0].job is None)
+        eventually(lambda: engine._slots[0].run is None)
         self.assertFalse(engine.stop(5 * MS))
         eventually(lambda: app.finalized == 1)
         gate.open.set()
@@ -357,29 +355,6 @@ class TestLoading(TestCase):
         with running(app) as engine:
             self.assertIsNone(engine.failed)
             self.assertEqual(Request(engine, "a b").done().text, "ab")
-
-    def test_shared_streamer_at_concurrency_2_is_refused(self):
-        """An app that keeps a streamer cannot serve several requests at once: exit status 2 with a sentence."""
-        app = """
-            class Streamer:
-                def put(self, value): pass
-                def end(self): pass
-
-            class InferlessPythonModel:
-                def initialize(self):
-                    self.streamer = Streamer()
-
-                def infer(self, inputs, stream_output_handler):
-                    pass
-        """
-        with app_folder(app) as folder:
-            server = ServerProcess(folder, "--concurrency", "2")
-            self.assertEqual(server.finish(), 2)
-            self.assertIn("error: This app keeps one streamer for all its requests", server.log)
-            self.assertIn("use --concurrency 1.", server.log)
-            self.assertNotIn("Traceback", server.log)
-            with ServerProcess(folder):
-                pass  # it gets ready
 
 
 class TestQueue(TestCase):
@@ -569,7 +544,7 @@ class TestTimeout(TestCase):
             eventually(lambda: len(puppet.inputs) == 2)
             engine.tick()
             self.assertTrue(second.stream.is_open)
-            self.assertGreater(second.engine._slots[0].deadline, time.monotonic())
+            self.assertGreater(second.engine._slots[0].run.deadline, time.monotonic())
             puppet.send(OUT="in time")
             puppet.end()
             self.assertEqual(second.done().end, ("done", None))
@@ -592,7 +567,7 @@ class TestTimeout(TestCase):
         gate = Gate()
         with (
             running(FakeApp(gate.infer), infer_timeout=1 * MS, stuck_grace=1 * MS) as engine,
-            self.assertLogs("inferless_shim.engine", logging.WARNING) as logs,
+            self.assertLogs("inferless_shim", logging.WARNING) as logs,
         ):
             first = Request(engine, "first")
             waiting = Request(engine, "waiting")
@@ -633,7 +608,7 @@ class TestTimeout(TestCase):
             self.assertFalse(engine.busy)  # a drain does not wait for it
             for n in range(3):
                 self.assertEqual(Request(engine, str(n)).done().text, str(n))
-                eventually(lambda: engine._slots[0].job is None or engine._slots[1].job is None)
+                eventually(lambda: engine._slots[0].run is None or engine._slots[1].run is None)
             gate.open.set()
 
     def test_tick_that_looks_while_jobs_change_marks_no_job_for_another(self):
@@ -650,14 +625,14 @@ class TestTimeout(TestCase):
         with running(FakeApp(infer), stuck_grace=0) as engine:
             first, second = Request(engine, "first"), Request(engine, "second")
             slot, fail = engine._slots[0], first.stream.fail
-            eventually(lambda: slot.job is first.job)
-            slot.deadline = time.monotonic() - 1
+            eventually(lambda: slot.run and slot.run.jobs == [first.job] and slot.run.deadline)
+            slot.run.deadline = time.monotonic() - 1
 
             def fail_and_lose_turn(code, message):
                 first.stream.fail = fail
                 fail(code, message)
                 gates["first"].open.set()
-                eventually(lambda: slot.job is second.job)
+                eventually(lambda: slot.run and slot.run.jobs == [second.job])
 
             first.stream.fail = fail_and_lose_turn
             engine.tick()
@@ -678,7 +653,7 @@ class TestAppErrors(TestCase):
             words(inputs, handler)
 
         with running(FakeApp(infer)) as engine:
-            with self.assertLogs("inferless_shim.engine", logging.ERROR) as logs:
+            with self.assertLogs("inferless_shim", logging.ERROR) as logs:
                 request = Request(engine, "raise").done()
                 eventually(lambda: idle(engine))
             self.assertEqual(request.end, ("error", "app_error"))
@@ -719,13 +694,13 @@ class TestAppErrors(TestCase):
         try:
             compile("def f(:", "/home/someone/secret/broken.py", "exec")
         except SyntaxError as error:
-            told = describe(error)
-        self.assertTrue(told.startswith("SyntaxError: "), told)
+            told = app_raised(error)
+        self.assertTrue(told.startswith("The app raised SyntaxError: "), told)
         self.assertNotIn("/home", told)
 
     def test_describe_bounds_the_text(self):
         """An exception with a megabyte of text is cut."""
-        self.assertLessEqual(len(describe(ValueError("x" * 2**20))), 1000)
+        self.assertLessEqual(len(app_raised(ValueError("x" * 2**20))), 1000)
 
     def test_recursion_in_infer_fails_that_request_alone(self):
         """An infer that recurses without end is one app_error; the thread that ran it runs the next."""
@@ -737,7 +712,7 @@ class TestAppErrors(TestCase):
                 words(inputs, handler)
 
         with running(FakeApp(infer)) as engine:
-            with self.assertLogs("inferless_shim.engine", logging.ERROR):
+            with self.assertLogs("inferless_shim", logging.ERROR):
                 request = Request(engine, "deep").done()
                 eventually(lambda: idle(engine))
             self.assertIn("RecursionError", request.error)
@@ -762,7 +737,7 @@ class TestAppErrors(TestCase):
 
         with running(FakeApp(infer)) as engine:
             first = Request(engine, "keep")
-            eventually(lambda: engine._slots[0].job)
+            eventually(lambda: engine._slots[0].run)
             first.cancel()
             self.assertEqual(Request(engine, "again").done().end, ("error", "app_error"))
 
@@ -777,8 +752,8 @@ class TestAppErrors(TestCase):
 
         with running(FakeApp(infer)) as engine:
             with (
-                unittest.mock.patch.object(engine._streamers, "renew", side_effect=TypeError("maxsize")),
-                self.assertLogs("inferless_shim.engine", logging.ERROR),
+                unittest.mock.patch.object(engine._views._kept, "renew", side_effect=TypeError("maxsize")),
+                self.assertLogs("inferless_shim", logging.ERROR),
             ):
                 self.assertEqual(Request(engine).done().end, ("error", "app_error"))
                 eventually(lambda: idle(engine))
@@ -835,7 +810,7 @@ class TestResults(TestCase):
             raise ValueError("cannot be sent")
 
         with running(FakeApp(lambda inputs: {"a": 1}, streaming=False)) as engine:
-            with self.assertLogs("inferless_shim.engine", logging.ERROR):
+            with self.assertLogs("inferless_shim", logging.ERROR):
                 request = Request(engine, render=render).done()
                 eventually(lambda: idle(engine))
             self.assertEqual(request.stream.failure, ("app_error", "The app raised ValueError: cannot be sent"))
@@ -851,13 +826,17 @@ class TestResults(TestCase):
 
     def test_batched_app_whose_client_left_is_not_blamed(self):
         """An infer that gives up because its request was cancelled may return what it likes."""
-        puppet = Puppet()
-        app = FakeApp(puppet.infer)
-        app.batched = True
-        with running(app) as engine, self.assertNoErrors():
+        entered, gate = threading.Event(), threading.Event()
+
+        def infer(batch):
+            entered.set()
+            assert gate.wait(PATIENCE)
+
+        with running(FakeApp(infer, streaming=False, batch_size=1)) as engine, self.assertNoErrors():
             request = Request(engine)
-            eventually(lambda: puppet.inputs)
+            assert entered.wait(PATIENCE)
             request.cancel()
+            gate.set()
             eventually(lambda: idle(engine))
         self.assertEqual(request.end, ("error", "cancelled"))
 
@@ -882,12 +861,12 @@ class TestResults(TestCase):
         with running(FakeApp(infer)) as engine:
             self.assertEqual(Request(engine, "a b").done().sent, [{"OUT": "a"}, {"OUT": "b"}])
 
-    def test_streaming_infer_that_returns_anything_else_ends_well_without_events(self):
-        """None, a string, a list: nothing was sent, so nothing is."""
-        for result in (None, "text", [1]):
+    def test_streaming_infer_that_returns_anything_else_without_a_send_sends_it_as_result(self):
+        """Nothing is lost: a string, a list; None is nothing."""
+        for result, sent in ((None, []), ("text", [{"result": "text"}]), ([1], [{"result": [1]}])):
             with running(FakeApp(lambda inputs, handler, result=result: result)) as engine:
                 request = Request(engine).done()
-                self.assertEqual((request.sent, request.end), ([], ("done", None)))
+                self.assertEqual((request.sent, request.end), (sent, ("done", None)))
 
 
 class TestWaysToInfer(TestCase):
@@ -992,7 +971,7 @@ class TestWaysToInfer(TestCase):
             if inputs["TEXT"] == "run":
                 asyncio.run(work(handler))
             else:
-                loops.append(engine_module.event_loop())
+                loops.append(event_loops.event_loop())
                 loops[-1].run_until_complete(work(handler))
 
         loops = []
@@ -1009,7 +988,7 @@ class TestWaysToInfer(TestCase):
             await asyncio.sleep(0)
             raise {"exit": SystemExit(1), "interrupt": KeyboardInterrupt(), "value": ValueError("v")}[inputs["TEXT"]]
 
-        with running(FakeApp(infer)) as engine, self.assertLogs("inferless_shim.engine", logging.ERROR):
+        with running(FakeApp(infer)) as engine, self.assertLogs("inferless_shim", logging.ERROR):
             for text, told in (
                 ("exit", "SystemExit: 1"),
                 ("interrupt", "KeyboardInterrupt"),

@@ -281,9 +281,9 @@ class FollowerTests(LinkTestCase):
                 self.connect()
 
     def test_place(self) -> None:
-        """Its place is told when it changes, until infer begins; a heartbeat may come in between."""
+        """Its place is told when it changes, until infer begins, to a client that asked for it."""
         stream = make_stream()
-        places = iter([None, 3, 3, 2, None, 1, 1])
+        places = iter([None, 3, 3, 2, 2, None, 1, 1])
 
         def place() -> int | None:
             found = next(places, -1)
@@ -293,7 +293,7 @@ class FollowerTests(LinkTestCase):
             return found
 
         with mock.patch.object(follow, "QUEUE_POLL", MS):
-            thread = self.start(stream, place=place, heartbeat=2 * MS)
+            thread = self.start(stream, place=place, progress=True)
             eventually(lambda: stream.started)
             stream.append(event("a"))
             stream.finish()
@@ -314,8 +314,17 @@ class FollowerTests(LinkTestCase):
             mock.patch.object(follow, "QUEUE_POLL", MS),
             mock.patch.object(stream, "interject", busy_at_first),
         ):
-            self.start(stream, place=lambda: 7)
+            self.start(stream, place=lambda: 7, progress=True)
             self.receive(lambda received: b'{"position":7}' in received)
+
+    def test_heartbeat_of_a_waiting_stream_tells_its_place(self) -> None:
+        """While its request waits, each heartbeat says where; once infer has begun it says nothing."""
+        stream = make_stream()
+        places = iter([3, 3, 2])
+        self.start(stream, place=lambda: next(places, None), heartbeat=2 * MS)
+        received = self.receive(lambda received: received.endswith(b": ka\n\r\n"))
+        self.assertEqual(re.findall(rb": ka, place (\d) in the queue\n\r\n", received), [b"3", b"3", b"2"])
+        stream.started = time.monotonic()
 
     def test_no_wake_up_is_lost(self) -> None:
         """However producer and handler thread interleave, every event arrives without a heartbeat's help."""

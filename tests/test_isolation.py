@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import itertools
 import logging
 import queue
 import sys
@@ -556,7 +557,7 @@ class TestCancel(IsolationTest):
 
         with self.hosting(App) as engine:
             request = Request(engine, "a")
-            eventually(lambda: engine._slots[0].scope and engine._slots[0].scope._working)
+            eventually(lambda: engine._slots[0].run and engine._slots[0].run.scope._working)
             request.cancel()
             gate.set()
             eventually(lambda: idle(engine))
@@ -699,7 +700,7 @@ class TestCancel(IsolationTest):
 
         with self.hosting(App, infer_timeout=PATIENCE) as engine:
             request = Request(engine, "a")
-            eventually(lambda: engine._slots[0].scope is not None)
+            eventually(lambda: engine._slots[0].run is not None)
             request.cancel()
             eventually(lambda: engine.tick() or idle(engine))
             self.assertEqual(request.end, ("error", "cancelled"))
@@ -836,8 +837,8 @@ class TestDeath(IsolationTest):
         with self.hosting(App) as engine:
             self.assertEqual(Request(engine).done().text, "x x x ")
 
-    def test_pool_work_that_raises_fails_nothing_by_itself(self):
-        """An exception in a future is for whoever asks for its result; its reader is released all the same."""
+    def test_pool_work_that_raises_in_the_middle_of_a_text_fails_the_request(self):
+        """Whoever asks for the future's result gets the exception; the client is not told that all is well."""
         pool = concurrent.futures.ThreadPoolExecutor(1)
         self.addCleanup(pool.shutdown)
 
@@ -855,7 +856,8 @@ class TestDeath(IsolationTest):
         with self.hosting(App) as engine:
             self.app.model.before = explode
             request = Request(engine, "a").done()
-            self.assertEqual((request.text, request.end), ("a0 in the pool", ("done", None)))
+            self.assertEqual((request.text, request.end), ("a0 in the pool", ("error", "app_error")))
+            self.assertIn("in the pool", request.error)
 
     def test_infer_that_raises_releases_readers_on_its_threads(self):
         """An app may read on a thread and generate in infer; when generate raises, the reading thread comes back.
@@ -877,11 +879,170 @@ class TestDeath(IsolationTest):
         with self.hosting(App) as engine:
             request = Request(engine, "a", followed=False)
             self.app.model.before = self.explode_after(request, "a0 ", ValueError("no"))
-            with self.assertLogs("inferless_shim.engine", logging.ERROR):
+            with self.assertLogs("inferless_shim.run", logging.ERROR):
                 request.come()
                 request.done()
                 eventually(lambda: idle(engine), timeout=PATIENCE / 2)
             self.assertEqual((request.text, request.end), ("a0 ", ("error", "app_error")))
+
+
+class TestReading(IsolationTest):
+    """What a thread put before it died comes first, then the error, whatever infer does about it."""
+
+    class Dying(Shared):
+        """Its generate dies after the first token; `ending` says what infer does then."""
+
+        ending = "finalise"
+        free = threading.Event()
+
+        def infer(self, inputs, handler):
+            try:
+                self.start(inputs["TEXT"], self.streamer)
+                for text in self.streamer:
+                    handler.send_streamed_output({"OUT": text})
+                    if self.ending == "reads no more" and inputs["TEXT"] == "a":
+                        self.free.wait(PATIENCE)
+                        return
+                if self.ending == "raise":
+                    raise ValueError("of infer")
+                if self.ending == "finalise":
+                    handler.finalise_streamed_output()
+            except BaseException:
+                if self.ending != "swallow":
+                    raise
+
+    def test_text_comes_before_the_error(self):
+        """infer that reads to the end and then finalises, returns, raises or swallows: the error is the thread's.
+
+        The request was failed at once: what infer had not read by then was lost to the client.
+        """
+        for several, ending in itertools.product((1, 2), ("finalise", "return", "raise", "swallow")):
+            with (
+                self.subTest(several=several, ending=ending),
+                unittest.mock.patch.object(isolation, "READ_TIME", PATIENCE),
+                unittest.mock.patch.object(self.Dying, "ending", ending),
+                unittest.mock.patch.object(logging.getLogger("inferless_shim.run"), "disabled", True),
+                self.hosting(self.Dying, concurrency=several, infer_timeout=PATIENCE) as engine,
+            ):
+                self.gates.errors["a", 2] = RuntimeError("CUDA out of memory")
+                request = Request(engine, "a").late()
+                self.assertEqual((request.text, request.end), ("a0 a1 ", ("error", "app_error")))
+                self.assertEqual(request.error, "The app raised RuntimeError: CUDA out of memory")
+                eventually(lambda engine=engine: idle(engine))
+                self.gates.errors.clear()
+                if ending != "raise":
+                    self.assertEqual(Request(engine, "b").done().text, full("b"))
+
+    def test_error_comes_though_infer_waits_for_something_else(self):
+        """An infer that waits for what is no streamer keeps its slot, but not its client: that one has the error."""
+        for several in (1, 2):
+            with (
+                self.subTest(several=several),
+                unittest.mock.patch.object(self.Dying, "ending", "reads no more"),
+                unittest.mock.patch.object(self.Dying, "free", threading.Event()),
+                unittest.mock.patch.object(isolation, "READ_TIME", 1 * MS),
+                self.hosting(self.Dying, concurrency=several, infer_timeout=PATIENCE) as engine,
+            ):
+                self.gates.hold("a", 1)
+                self.gates.errors["a", 1] = RuntimeError("CUDA out of memory")
+                request = Request(engine, "a")
+                eventually(lambda request=request: request.text == "a0 ")
+                self.gates.let_go("a", 1)
+                request.late()
+                self.assertEqual((request.text, request.end), ("a0 ", ("error", "app_error")))
+                self.assertIn("CUDA out of memory", request.error)
+                self.assertTrue(any(slot.run for slot in engine._slots))
+                self.Dying.free.set()
+                eventually(lambda engine=engine: idle(engine))
+                self.assertEqual(Request(engine, "b").done().text, full("b"))
+
+    def test_generate_that_exits_fails_its_request(self):
+        """`sys.exit()` in a generate thread ends a stream that somebody reads: not as if all were well."""
+        for several in (1, 2):
+            with self.subTest(several=several), self.hosting(self.Dying, concurrency=several) as engine:
+                self.gates.errors["a", 1] = SystemExit(1)
+                request = Request(engine, "a").late()
+                self.assertEqual((request.text, request.end), ("a0 ", ("error", "app_error")))
+                self.assertIn("SystemExit", request.error)
+
+    def test_death_of_a_thread_that_feeds_nothing(self):
+        """A helper's death fails its request, too, and stops generate at its next put; the other request goes on."""
+
+        class Helped(Shared):
+            def infer(self, inputs, handler):
+                if inputs["TEXT"] == "a":
+                    threading.Thread(target=self.help).start()
+                super().infer(inputs, handler)
+
+            def help(self):
+                raise ValueError("no help")
+
+        with self.hosting(Helped, concurrency=2) as engine:
+            self.gates.hold("a", 1)
+            self.gates.hold("b", 1)
+            first, second = (Request(engine, prompt) for prompt in "ab")
+            for prompt in "ab":
+                self.gates.wait_for(prompt, 1)
+            self.assertEqual(first.late().error, "The app raised ValueError: no help")
+            self.gates.let_go("a", 1)
+            eventually(lambda: self.app.model.running == 1)
+            self.assertNotIn(("a", 1), self.app.model.puts)
+            self.gates.let_go("b", 1)
+            self.assertEqual((second.done().text, second.end), (full("b"), ("done", None)))
+            eventually(lambda: idle(engine))
+
+    def test_death_of_one_of_several_requests(self):
+        """Of requests at once the one whose thread dies ends with an error, the others with their texts."""
+        for made in (Shared, PerRequest):
+            with self.subTest(made.__name__), self.hosting(made, concurrency=3) as engine:
+                gates = self.app.model.before = Gates()
+                for prompt in "abc":
+                    gates.hold(prompt, 1)
+                gates.errors["b", 1] = ValueError("made to raise")
+                requests = {prompt: Request(engine, prompt) for prompt in "abc"}
+                for prompt in "abc":
+                    gates.wait_for(prompt, 1)
+                    eventually(lambda prompt=prompt, requests=requests: requests[prompt].text == f"{prompt}0 ")
+                gates.let_go("b", 1)
+                self.assertEqual(requests["b"].late().error, "The app raised ValueError: made to raise")
+                for prompt in "ac":
+                    gates.let_go(prompt, 1)
+                    self.assertEqual(requests[prompt].done().text, full(prompt))
+                    self.assertEqual(requests[prompt].end, ("done", None))
+                eventually(lambda engine=engine: idle(engine))
+
+
+class TestLasting(IsolationTest):
+    def test_thread_that_a_library_keeps_holds_no_slot(self):
+        """tqdm watches its bars on a thread that never ends, started by the first bar: it is nobody's.
+
+        The first request's slot was held until the grace was over, and the thread named in the log, though nothing of
+        the app's went on.
+        """
+        gate, scopes = threading.Event(), []
+
+        class Monitor(threading.Thread):
+            def run(self):
+                scopes.append(current_scope())
+                gate.wait(PATIENCE)
+
+        def feed():
+            scopes.append(current_scope())
+            gate.wait(PATIENCE)
+
+        Monitor.run.__module__ = "tqdm._monitor"
+        feed.__module__ = "multiprocessing.queues"
+
+        def infer(inputs, handler):
+            for thread in (Monitor(), threading.Thread(target=feed)):
+                thread.start()
+
+        with self.serve(infer) as engine:
+            Request(engine).done()
+            eventually(lambda: idle(engine), timeout=PATIENCE / 2)  # the grace is PATIENCE
+            eventually(lambda: len(scopes) == 2)
+            gate.set()
+        self.assertEqual(scopes, [None, None])
 
 
 class TestRenewal(IsolationTest):
@@ -893,7 +1054,7 @@ class TestRenewal(IsolationTest):
             with self.subTest(end=end), contextlib.ExitStack() as stack:
                 stack.enter_context(unittest.mock.patch.object(logging.getLogger("inferless_shim"), "disabled", True))
                 stack.enter_context(
-                    unittest.mock.patch.object(logging.getLogger("inferless_shim.engine"), "disabled", True)
+                    unittest.mock.patch.object(logging.getLogger("inferless_shim.run"), "disabled", True)
                 )
                 gates = Gates()
                 engine = stack.enter_context(self.hosting(made, infer_timeout=1 * MS, **settings))
@@ -1100,7 +1261,7 @@ class TestOutliving(IsolationTest):
         with self.hosting(Shared, stuck_grace=1 * MS) as engine:
             self.gates.hold("a", 1)
             self.gates.hold("b", 1)
-            with self.assertLogs("inferless_shim.engine", logging.ERROR) as logs:
+            with self.assertLogs("inferless_shim.run", logging.ERROR) as logs:
                 request = Request(engine, "a")
                 self.gates.wait_for("a", 1)
                 request.cancel()
@@ -1137,7 +1298,7 @@ class TestOutliving(IsolationTest):
                 gates = self.app.model.before = Gates()
                 gates.hold("a", 1)
                 gates.hold("b", 1)
-                with self.assertLogs("inferless_shim.engine", logging.ERROR):
+                with self.assertLogs("inferless_shim.run", logging.ERROR):
                     first = Request(engine, "a").done()
                     eventually(lambda: idle(engine))
                 self.assertEqual(first.end, ("done", None))
@@ -1172,7 +1333,7 @@ class TestOutliving(IsolationTest):
 
         isolation.guard(Streamer)
         streamer = Streamer(Tokenizer())
-        scope = Scope(lambda: True, lambda error: None, Streamers())
+        scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
         scope.joined("token", "generate")
         thread = threading.Thread(target=self.quietly, args=(work,))
         thread.start()
@@ -1211,7 +1372,7 @@ class TestOutliving(IsolationTest):
                 Streamer().put("x")
 
         isolation.guard(Streamer)
-        scope = Scope(lambda: True, lambda error: None, Streamers())
+        scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
         scope.joined("token", "generate")
         thread = threading.Thread(target=work)
         thread.start()
@@ -1540,7 +1701,7 @@ class TestScope(IsolationTest):
     def test_working_within_working_keeps_both_apart(self):
         """Work for one scope inside work for another leaves the outer one as it was, streamers included."""
         isolation.guard(TextIteratorStreamer)
-        outer, inner = (Scope(lambda: True, lambda error: None, Streamers()) for _ in range(2))
+        outer, inner = (Scope(lambda: True, lambda told: None, lambda told: None, Streamers()) for _ in range(2))
         streamers = [TextIteratorStreamer(Tokenizer()) for _ in range(2)]
         with outer.working():
             streamers[0].put(["x "])
@@ -1563,7 +1724,7 @@ class TestScope(IsolationTest):
                 raise ValueError("broken")
 
         isolation.guard(Broken)
-        scope = Scope(lambda: True, lambda error: None, Streamers())
+        scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
         scope.joined("token", "generate")
         with self.assertLogs("inferless_shim.streamers", logging.WARNING) as logs, scope.working("token"):
             Broken().put(1)
@@ -1574,15 +1735,15 @@ class TestScope(IsolationTest):
         """Readers are released only when nobody could feed them, and once."""
         wanted = True
         streamer = TextIteratorStreamer(Tokenizer())
-        scope = Scope(lambda: wanted, lambda error: None, Streamers([streamer]))
-        scope.rescue()
+        scope = Scope(lambda: wanted, lambda told: None, lambda told: None, Streamers([streamer]))
+        scope.tick(0)
         scope.joined("token", "generate")
         wanted = False
-        scope.rescue()
+        scope.tick(0)
         self.assertFalse(scope._rescued)
         scope.left("token")
-        scope.rescue()
-        scope.rescue()
+        scope.tick(0)
+        scope.tick(0)
         self.assertEqual(list(streamer), [""])
         eventually(lambda: not scope._feeding)
         self.assertTrue(streamer.text_queue.empty())

@@ -259,7 +259,7 @@ class TestAnswer(Sending):
         self.finalise()
         self.assertEqual(self.stream.failure[0], "app_error")
         self.assertIn("--log-cap", self.stream.failure[1])
-        self.assertEqual(self.stream.answer, b"")
+        self.assertEqual(self.stream.answer.body, b"")
         self.assertLessEqual(sum(len(outputs.encode(sent)) for sent in self.job.sent), LOG_CAP)
 
     def test_answer_of_another_schema_fails(self):
@@ -373,7 +373,7 @@ class TestInInfer(TestCase):
             handler.finalise_streamed_output()
             handler.send_streamed_output({"OUT": "y"})
 
-        with self.assertLogs("inferless_shim.engine", "ERROR"):
+        with self.assertLogs("inferless_shim.run", "ERROR"):
             request = self.run_infer(infer)
         self.assertEqual((request.text, request.end), ("x", ("done", None)))
 

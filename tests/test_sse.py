@@ -117,7 +117,7 @@ class Lines(TestCase):
             (sse.retry(0.1 + 0.2), b"retry: 300\n"),
             (sse.retry(1e6), b"retry: 1000000000\n"),
             (sse.id_only("x"), b"id: x-0\n\n"),
-            (sse.HEARTBEAT, b": ka\n"),
+            (sse.heartbeat(), b": ka\n"),
         ]
         for made, expected in table:
             with self.subTest(expected):
@@ -131,7 +131,7 @@ class Lines(TestCase):
         self.assertEqual(dispatched(lines), expected)
         for at in [0, *(match.end() for match in re.finditer("\n", lines))]:
             with self.subTest(at):
-                self.assertEqual(dispatched(lines[:at] + sse.HEARTBEAT.decode() + lines[at:]), expected)
+                self.assertEqual(dispatched(lines[:at] + sse.heartbeat().decode() + lines[at:]), expected)
 
     def test_id_only_dispatches_nothing(self) -> None:
         """The block with only an id makes no event, and is the last event id of the first one cut off."""
