@@ -64,8 +64,9 @@ $(INSTALLED)-dev: pyproject.toml | $(PY)
 	$(PIP) --group dev
 	@touch $@
 
-$(INSTALLED)-e2e: tests/e2e/requirements.txt tests/e2e/package.json | $(PY)
+$(INSTALLED)-e2e: $(wildcard tests/e2e/requirements*.txt) tests/e2e/package.json | $(PY)
 	$(PIP) -r tests/e2e/requirements.txt
+	$(PIP) --no-deps -r tests/e2e/requirements-no-deps.txt
 	cd tests/e2e && npm install --silent --no-package-lock --no-audit --no-fund
 	@touch $@
 
