@@ -204,7 +204,7 @@ class TestUnload(TestCase):
 
     def test_unload_with_a_client_that_comes_back_meanwhile(self):
         """Coming and going while the app goes ends well or with `shutting_down`, never on an app that is gone."""
-        for seed in range(20):
+        for seed in range(4):
             turns = random.Random(seed)
             app = Loadable()
             with running(app, concurrency=2) as engine, ticking(engine):
@@ -513,7 +513,7 @@ class TestStop(TestCase):
 class TestManyAtOnce(TestCase):
     def test_loads_unloads_and_requests_from_all_sides(self):
         """Whatever the order: every request ends, every instance is finalised once, and the last load serves."""
-        for seed in range(4):
+        for seed in range(2):
             with self.subTest(seed=seed):
                 self.check(seed)
 
@@ -523,7 +523,7 @@ class TestManyAtOnce(TestCase):
         unexpected: list[BaseException] = []
 
         def work(turns: random.Random) -> None:
-            for _ in range(40):
+            for _ in range(15):
                 what = turns.choice(["load", "unload", "ask", "ask", "ask and leave"])
                 try:
                     if what in ("load", "unload"):

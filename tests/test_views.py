@@ -992,8 +992,8 @@ class TestDispatch(IsolationTest):
 
     def test_every_order_of_two_requests(self):
         """All interleavings of two requests that put, put and read: each reads its own."""
+        views, streamer = self.shared(Plain())
         for order in set(itertools.permutations("aaabbb")):
-            views, streamer = self.shared(Plain())
             scopes = {name: Scope(lambda: True, lambda told: None, lambda told: None, Streamers()) for name in "ab"}
             steps = {name: iter((1, 2, 3)) for name in "ab"}
             for name, scope in scopes.items():
