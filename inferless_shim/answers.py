@@ -140,6 +140,8 @@ def _typed(value: Any) -> _Typed:
     except ValueError:  # rows of different lengths
         true_shape, elements = (), [value]
     datatype = datatype or _KINDS.get(frozenset(map(_base, set(map(type, elements)))))
+    if datatype == "INT64" and not (min(elements) >= -(1 << 63) and max(elements) < 1 << 63):
+        datatype = "UINT64" if min(elements) >= 0 and max(elements) < 1 << 64 else None
     if datatype is None:
         return _Typed("BYTES", [], [json.dumps(value, ensure_ascii=False, allow_nan=False, default=plain)])
     if datatype in tensors.FLOATS:

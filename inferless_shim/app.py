@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import Settings
+from .engine import FINALIZE_TIME
 from .errors import StartupError
 from .handler import Handler
 from .http1 import response_head
@@ -37,8 +38,6 @@ TICK = 0.25
 DESCRIPTORS_EACH, DESCRIPTORS_SPARE = 2, 128
 # How long handlers may go on writing what is logged, once all streams have ended.
 FLUSH_TIME = 5.0
-# How long `finalize` may take at least.
-FINALIZE_TIME = 10.0
 
 
 class Server(socketserver.TCPServer):

@@ -104,7 +104,7 @@ def show_prints_at_once() -> None:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), out.encoding, out.errors, line_buffering=True)
 
 
-class LogLines(logging.StreamHandler[Any]):
+class LogLines(logging.StreamHandler):  # type: ignore[type-arg]  # it takes none before 3.11
     """Writes log lines to stderr. If the app has closed that, they are lost, and nothing else."""
 
     def handleError(self, record: logging.LogRecord) -> None:

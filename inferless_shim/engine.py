@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from enum import Enum
+from functools import partial
 
 from . import isolation, views
 from .backlog import Backlog
@@ -60,6 +61,7 @@ class Engine:
         self.failed: StartupError | None = None
         self.state = State.LOADING
         self.reason = ""  # why it is unloaded, if loading failed
+        self._unloads = 0  # how many there were
         self.lock = threading.Lock()
         self._work = threading.Condition(self.lock)  # for infer threads: there is something to do
         self._changed = threading.Condition(self.lock)  # for others: the state has changed
@@ -151,8 +153,11 @@ class Engine:
             lost = [slot for slot in self._slots if slot.run and slot.run.is_late(now, grace) and not slot.stuck]
             for slot in lost:
                 slot.stuck = True
+            waiting = [job.stream for job in self._backlog.jobs] if lost and self._no_slot_left() else []
         for _ in lost:
             log.error("infer did not end %g s after its timeout; its slot is lost", grace)
+        for stream in waiting:  # or they would wait for ever
+            stream.fail("shutting_down", STUCK)
 
     def unload(self) -> None:
         """Take no more work, let what runs and waits end for `--drain`, end the rest, finalise the app.
@@ -161,6 +166,7 @@ class Engine:
         `finalize` does not end, or the app is just being loaded.
         """
         with self.lock:
+            before = self._unloads
             if self.state is State.LOADING:
                 self._check_ready()
             if self.state is State.READY:
@@ -177,6 +183,8 @@ class Engine:
         with self.lock:
             self._work.notify_all()  # what has ended need not be waited for
             self._wait_until_unloaded(self.settings.stuck_grace + FINALIZE_TIME)
+            if self._unloads > before:
+                return  # and perhaps loaded again
             if self.state is State.UNLOADING and not self._is_drained():
                 self._become(State.READY)
             if self.state in (State.UNLOADING, State.READY):
@@ -277,6 +285,7 @@ class Engine:
     def _load(self) -> StartupError | None:
         """Load the app, and get ready to run it; return what went wrong."""
         failed = None
+        self.app.on_import = partial(views.guard_streamers, self.app)
         try:
             self.app.load()
             self._views = views.Views(self.app, several=self.settings.concurrency > 1)
@@ -297,6 +306,7 @@ class Engine:
         self._views = views.Views()
         gc.collect()  # a model is full of cycles, and its memory is what unloading is for
         with self.lock:
+            self._unloads += 1
             self._become(State.UNLOADED)
 
     def _run_next(self, slot: Slot, number: int) -> bool:

@@ -42,6 +42,7 @@ class Local(threading.local):
 
     def __init__(self) -> None:
         self.feeding: dict[int, Any] = {}
+        self.making: set[int] = set()  # ids of streamers whose __init__ is under way
 
 
 _local = Local()
@@ -52,6 +53,18 @@ _submit = concurrent.futures.ThreadPoolExecutor.submit
 def current_scope() -> Scope | None:
     """Return the scope that this thread works for, or None outside any request."""
     return _local.scope
+
+
+def working_scope() -> Scope | None:
+    """Return the scope that this thread works for, as a streamer that it feeds sees it.
+
+    A thread that outlived a request that ended well, and is in the middle of no text, is a worker that the app keeps:
+    from then on it works for nobody in particular.
+    """
+    scope = _local.scope
+    if scope is not None and scope.is_over and not _local.feeding and scope.is_wanted():
+        scope = _local.scope = None
+    return scope
 
 
 class Scope:
@@ -83,6 +96,11 @@ class Scope:
         self._feeding = 0  # how many calls of a streamer are under way
         self._over = False  # its slot went to another request
         self._rescued = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its slot went to another request."""
+        return self._over
 
     def wait_for_threads(self, grace: float) -> list[str]:
         """Wait until every thread has ended, `grace` seconds at most; return the names of those left behind.
@@ -235,8 +253,15 @@ def guard(made: type) -> None:
 def guard_init(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def init_noted(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        if _local.scope is not None:
+        outermost = id(self) not in _local.making
+        _local.making.add(id(self))
+        try:
+            init(self, *args, **kwargs)
+        finally:
+            if outermost:
+                _local.making.discard(id(self))
+        # Not before: who released it while its subclass is half made would take that for how it begins.
+        if outermost and _local.scope is not None:
             _local.scope.streamers.note(self)
 
     return init_noted
@@ -245,12 +270,12 @@ def guard_init(init: Callable[..., None]) -> Callable[..., None]:
 def guard_put(put: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(put)
     def put_while_wanted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = _local.scope
+        scope = working_scope()
         if scope is None:
             return put(self, *args, **kwargs)
         self = scope.replicas.get(id(self), self)  # a bound method of the shared one
-        scope.streamers.note(self)
         with scope.feeding():
+            scope.streamers.note(self)
             if not scope.is_wanted():
                 raise Cancelled
             keep_state(self)
@@ -263,7 +288,7 @@ def guard_put(put: Callable[..., Any]) -> Callable[..., Any]:
 def guard_end(end: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(end)
     def end_while_wanted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        scope = _local.scope
+        scope = working_scope()
         if scope is None:
             return end(self, *args, **kwargs)
         self = scope.replicas.get(id(self), self)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import outputs
+from . import outputs, typed
 from .outputs import NO_ANSWER, Answer
 from .stream import Stream
 
@@ -83,6 +83,7 @@ class StreamOutputHandler:
         """
         if not self._stream.is_open:
             self._stream.check_open()  # raises, before anything that an app would swallow
+        output = typed.dumped(output)
         if not isinstance(output, dict):
             raise TypeError(f"send_streamed_output takes a dict, not a {type(output).__name__}")
         before = self._schema.kinds

@@ -8,6 +8,7 @@ working directory and the first entry of `sys.path`, as on Inferless (CONTRACT.m
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import logging
@@ -22,11 +23,12 @@ from types import ModuleType
 from typing import Any
 
 from . import environment, sdk, strictjson, typed
+from .answers import Outputs
 from .config import Settings
 from .errors import AppFailed, BadRequest, StartupError
-from .loops import with_event_loop
+from .loops import ensure_event_loop
 from .parts import Parts, chosen, find_parts
-from .schema import Schema, compile_schema
+from .schema import Rules, Schema, compile_schema
 from .signatures import (
     InferCall,
     call_as_declared,
@@ -66,10 +68,11 @@ class App:
         self.folder = folder
         self.schema = schema
         self.flags = flags
-        self.outputs: dict[str, tuple[str, list[int]]] = {}
+        self.outputs: Outputs = {}
         self.module: ModuleType | None = None
         self.instance: Any = None
-        self._guessed: dict[str, tuple[str, list[int]]] | None = None
+        self._guessed: Outputs | None = None
+        self.on_import: Callable[[], object] = lambda: None  # called when its modules are there, before its object is
         self._relaxed = relaxed
         self._parts: Parts | None = None
         self._call = InferCall()
@@ -89,9 +92,10 @@ class App:
         Raises StartupError, with the app's own traceback.
         """
         marked = self._import() if self._parts is None else None
+        self.on_import()
         parts = self._parts
         assert parts is not None
-        with_event_loop()
+        ensure_event_loop()
         try:
             self.instance = parts.make()
         except BaseException as error:
@@ -100,7 +104,7 @@ class App:
             self._declare(getattr(self.instance, parts.infer), marked)
         try:
             if parts.initialize:
-                call_as_declared(getattr(self.instance, parts.initialize), None)
+                call_as_declared(getattr(self.instance, parts.initialize))
         except BaseException as error:
             self.instance = None  # half a model is of no use
             raise app_error(self.folder, f"{parts.name}.{parts.initialize} raised", error) from error
@@ -124,15 +128,17 @@ class App:
         except ValueError as error:
             raise AppFailed(str(error)) from None
 
-    def described_outputs(self) -> dict[str, tuple[str, list[int]]]:
+    def described_outputs(self) -> Outputs:
         """Return `outputs`; before the first answer what its source seems to answer, BYTES where that says no type."""
         if not self.outputs and self._guessed is None:
             from .check import guesses, source  # only who asks needs them
 
-            found = source.read_source(self.folder)
-            infer = found.entry.roles.get("infer") if found.entry is not None else None
-            seen = guesses.outputs(found, infer) if infer is not None else []
-            self._guessed = {each.name: (each.datatype or "BYTES", [*each.shape]) for each in seen}
+            self._guessed = {}
+            with contextlib.suppress(StartupError, RecursionError):  # what Python runs, and the guesser gives up on
+                found = source.read_source(self.folder)
+                infer = found.entry.roles.get("infer") if found.entry is not None else None
+                seen = guesses.outputs(found, infer) if infer is not None else []
+                self._guessed = {each.name: (each.datatype or "BYTES", [*each.shape]) for each in seen}
         return self.outputs or self._guessed or {}
 
     def finalize(self) -> None:
@@ -141,7 +147,7 @@ class App:
             return
         try:
             if self._parts.finalize:
-                call_as_declared(getattr(self.instance, self._parts.finalize), None)
+                call_as_declared(getattr(self.instance, self._parts.finalize))
         except BaseException:
             log.exception("finalize() raised")
         self.instance = None
@@ -167,17 +173,17 @@ class App:
         place = self.folder / "app.py"
         if self.schema is None and marked["config"]:
             self.flags = read_flags(place, config_flags(sdk.config_of(marked["config"][-1])))
-        rules = (self.streaming, self.batched, self._relaxed)
+        rules = Rules(self.streaming, self.batched, self._relaxed)
         try:
             if self.schema is not None:
                 self._call = how_infer_is_called(infer, self.schema.inputs, streaming=self.streaming)
             elif marked["request"]:
                 taken = [each.annotation for each in parameters_of(infer)]
-                self.schema = typed.RequestSchema(chosen(marked["request"], taken), *rules)
+                self.schema = typed.RequestSchema(chosen(marked["request"], taken), rules)
                 self._call = how_infer_is_called(infer, (), streaming=self.streaming)
             elif marked["load"] or marked["infer"] or marked["method"]:
                 self._call, inputs = how_functions_are_called(infer, streaming=self.streaming)
-                self.schema = typed.SignatureSchema(infer, inputs, *rules)
+                self.schema = typed.SignatureSchema(infer, inputs, rules)
             else:
                 raise StartupError(f"{self.folder} {NO_SCHEMA}")
         except TypeError:
@@ -196,7 +202,11 @@ def read_app(settings: Settings) -> App:
     if not (folder / "app.py").is_file():
         raise StartupError(f"{folder} has no app.py; an Inferless app is a folder with app.py and {SCHEMA_FILE}.")
     has_schema, has_example = (folder / SCHEMA_FILE).is_file(), (folder / EXAMPLE_FILE).is_file()
-    declares = any(may_declare_inputs(path) for path in folder.glob("*.py"))
+    declares = any(map(may_declare_inputs, folder.glob("*.py")))
+    if not has_schema and not declares:  # or in a package that app.py imports
+        from .check.source import read_source
+
+        declares = any(may_declare_inputs(file.path) for file in read_source(folder).files)
     if not (has_schema or declares or has_example):
         raise StartupError(f"{folder} {NO_SCHEMA}")
     enter(folder)
@@ -236,9 +246,7 @@ def read_schema(path: Path, relaxed: bool, *, may_lack: bool) -> tuple[Schema | 
             return None, flags
         raise StartupError(f"{path} does not define INPUT_SCHEMA, the dict that says what infer takes.")
     try:
-        schema = compile_schema(
-            module.INPUT_SCHEMA, streaming=flags.streaming, batched=flags.batch_size > 0, relaxed=relaxed
-        )
+        schema = compile_schema(module.INPUT_SCHEMA, Rules(flags.streaming, flags.batch_size > 0, relaxed))
     except StartupError as error:
         raise StartupError(f"{path}: {error}") from None
     for warning in schema.warnings:
@@ -262,7 +270,7 @@ def read_example(path: Path) -> Schema:
     except (BadRequest, OSError, AttributeError, KeyError, TypeError) as error:
         raise StartupError(f"{path} is no example of a request ({error!r}); write {SCHEMA_FILE} instead.") from None
     try:
-        return compile_schema(raw, streaming=False, batched=False)
+        return compile_schema(raw, Rules())
     except StartupError as error:
         raise StartupError(f"{path}: {error}") from None
 

@@ -24,7 +24,7 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def with_event_loop() -> None:
+def ensure_event_loop() -> None:
     """Let `asyncio.get_event_loop()` work in `initialize` as it does on a main thread, where Inferless runs it."""
     if "asyncio" in sys.modules:
         event_loop()

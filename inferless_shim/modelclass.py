@@ -30,8 +30,6 @@ class Field(NamedTuple):
     output: str
     annotation: Any
     required: bool
-    default: object
-    description: str
     example: object
     given: bool
 
@@ -63,10 +61,7 @@ def fields(made: Any) -> Iterator[Field]:
         given = _first(node)
         given = own.get(names[0], own.get(name, NOTHING)) if given is NOTHING else given
         example = _sample(node, schema) if given is NOTHING else given
-        yield Field(
-            names, _output(name, info), annotation, _is_required(info), _default(info), _description(info), example,
-            given is not NOTHING,
-        )  # fmt: skip
+        yield Field(names, _output(name, info), annotation, _is_required(info), example, given is not NOTHING)
 
 
 def computed(made: Any) -> list[tuple[str, Any]]:
@@ -107,16 +102,6 @@ def _output(name: str, info: Any) -> str:
 
 def _is_required(info: Any) -> bool:
     return bool(info.is_required() if callable(getattr(info, "is_required", None)) else info.required)
-
-
-def _default(info: Any) -> object:
-    default = getattr(info, "default", NOTHING)
-    is_none = default is ... or type(default).__name__ in ("PydanticUndefinedType", "UndefinedType")
-    return NOTHING if is_none or _is_required(info) else default
-
-
-def _description(info: Any) -> str:
-    return getattr(info, "description", None) or getattr(getattr(info, "field_info", None), "description", None) or ""
 
 
 # Examples, of the class's JSON schema. ------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ def plain(value: Any) -> Any:
     numpy and torch arrays and scalars have `tolist`; a torch tensor that needs gradients must be detached first.
     """
     if hasattr(value, "tolist"):
-        return (value.detach() if hasattr(value, "detach") else value).tolist()
+        listed = (value.detach() if hasattr(value, "detach") else value).tolist()
+        # A numpy.longdouble's is a numpy.longdouble.
+        return float(listed) if type(listed) is type(value) and hasattr(value, "__float__") else listed
     if isinstance(value, (bytes, bytearray)):
         return bytes(value).decode("utf-8", "replace")
     if isinstance(value, Mapping):

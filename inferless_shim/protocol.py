@@ -241,6 +241,9 @@ def _read_outputs(value: object, all_binary: bool, faults: list[Fault]) -> dict[
         if isinstance(output.get("parameters"), dict) and output["parameters"].get("classification"):
             sentence = f"The classification of {quoted(output['name'])} is not supported; ask for the output itself."
             faults.append(Fault(f"{where}.classification", "nothing", "a classification", sentence=sentence))
+        if isinstance(output.get("parameters"), dict) and "shared_memory_region" in output["parameters"]:
+            sentence = f"Shared memory for {quoted(output['name'])} is not supported; take the output from the answer."
+            faults.append(Fault(f"{where}.shared_memory_region", "nothing", "a region", sentence=sentence))
     return outputs or None
 
 

@@ -17,7 +17,7 @@ from .http1 import Request
 from .job import Job
 from .outputs import JSON, VERSION, Answer
 from .schema import Schema
-from .service import Service
+from .service import SHUTTING_DOWN, Service
 from .store import IdempotencyKey
 from .stream import Stream
 
@@ -175,8 +175,7 @@ class Routes:
 
     def load(self, exchange: Exchange) -> Reply:
         protocol.check_control(exchange.body)
-        if self.service.draining:
-            raise Unavailable("The server is shutting down; try again shortly.")
+        self.service.check_not_draining()
         self.service.engine.load()
         return Reply(200, b"{}")
 
@@ -278,7 +277,7 @@ class Routes:
             if new and self.service.draining:  # looked at again: a drain that has begun since may have missed it
                 stream.fail("shutting_down", "The server is shutting down.")
                 self.service.store.forget(stream)
-                raise Unavailable("The server is shutting down; try again shortly.")
+                raise Unavailable(SHUTTING_DOWN)
         except BaseException:
             self.service.engine.release()
             raise

@@ -5,6 +5,7 @@ Runs on an infer thread; what any thread may call says so.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import time
@@ -37,9 +38,8 @@ class Run:
         self.jobs = jobs
         self.settings = settings
         self.views = views
-        self.instance: Any = None
         self.deadline: float | None = None
-        # With functions that know the jobs alone: the run, too, and the two would keep each other.
+        # Not bound methods: run and scope would keep each other alive.
         self.scope = isolation.Scope(
             partial(is_wanted, jobs), partial(fail, jobs), partial(broke, jobs), views.streamers()
         )
@@ -53,8 +53,7 @@ class Run:
         try:
             with self.scope.working():
                 try:
-                    self.instance = self.views.enter(self.scope)
-                    self._infer()
+                    self._infer(self.views.enter(self.scope))
                 except BaseException as error:
                     again = self._end_badly(error)
         finally:
@@ -82,22 +81,24 @@ class Run:
 
     # ---- The infer thread
 
-    def _infer(self) -> None:
-        """Run `infer` once, for all jobs, and end their streams."""
+    def _infer(self, instance: Any) -> None:
+        """Run `infer` of `instance` once, for all jobs, and end their streams."""
         now = time.monotonic()
         for job in self.jobs:
             job.stream.started = job.stream.started or now
         self.deadline = now + self.settings.infer_timeout
         handlers = [StreamOutputHandler(job, self.settings.max_event, self.settings.log_cap) for job in self.jobs]
         if self.app.batched:
-            self._infer_batch(handlers)
+            self._infer_batch(handlers, instance)
             return
-        infer = self.app.infer(self.jobs[0].inputs, handlers[0], self.instance)
+        infer = self.app.infer(self.jobs[0].inputs, handlers[0], instance)
         self._finish(self.jobs[0], handlers[0], drive(infer, handlers[0].send_streamed_output))
 
-    def _infer_batch(self, handlers: Sequence[StreamOutputHandler]) -> None:
+    def _infer_batch(self, handlers: Sequence[StreamOutputHandler], instance: Any) -> None:
         """Run `infer` with a list of inputs; each answer goes to its own asker, and so does what is wrong with it."""
-        results = drive(self.app.infer_batch([job.inputs for job in self.jobs], self.instance), refuse_event)
+        # Copies, which it may change: what raises is run again.
+        batch = [copied(job.inputs) if len(self.jobs) > 1 else job.inputs for job in self.jobs]
+        results = drive(self.app.infer_batch(batch, instance), refuse_event)
         if not any(job.stream.is_open for job in self.jobs):
             return  # it may have given up, and returned what it likes
         wanted = len(self.jobs)
@@ -143,6 +144,14 @@ def end_badly(jobs: Sequence[Job], error: BaseException) -> None:
     fail(jobs, app_raised(error))
     if not isinstance(error, Cancelled):
         log.error("infer raised (request %s)", ", ".join(job.request_id for job in jobs), exc_info=error)
+
+
+def copied(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs that an app may change as it likes; the same ones if a class of its own cannot be copied."""
+    try:
+        return copy.deepcopy(inputs)
+    except Exception:
+        return inputs
 
 
 # ---- What a scope asks about its jobs, on any thread

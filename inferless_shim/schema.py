@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import BadRequest, StartupError
 from .strictjson import describe, measure, nearest, nest, quoted
@@ -93,7 +92,7 @@ NOTHING: Any = type("Nothing", (), {"__repr__": lambda self: "nothing"})()  # wh
 class Input:
     """One entry of INPUT_SCHEMA. `shape` has -1 where any length will do; shape (1,) gives the app a scalar.
 
-    The datatype JSON, always of shape (1,), takes any JSON value. `default` is what the app takes an absent one for.
+    The datatype JSON, always of shape (1,), takes any JSON value.
     """
 
     name: str
@@ -102,8 +101,6 @@ class Input:
     required: bool
     example: object = None
     batched: bool = False  # a request may put a leading dimension of 1 before `shape`
-    description: str = ""
-    default: object = NOTHING
 
     @property
     def family(self) -> Family:
@@ -202,15 +199,8 @@ class Schema:
         self.inputs = inputs
         self.warnings = warnings
 
-    def check(self, values: Mapping[str, object], *, tensor_shapes: Shapes = MappingProxyType({})) -> dict[str, Any]:
-        """Return what `infer` gets. Raises BadRequest that tells all faults at once."""
-        inputs, faults = self.examine(values, tensor_shapes)
-        if faults:
-            raise refusal(faults)
-        return inputs
-
     def examine(self, values: Mapping[str, object], tensor_shapes: Shapes) -> tuple[dict[str, Any], list[Fault]]:
-        """Return the values that fit, as `infer` gets them, and the faults of the others. null counts as absent."""
+        """Return the values that fit, which `build` takes, and the faults of the others. null counts as absent."""
         inputs: dict[str, Any] = {}
         faults = []
         for name, declared in self.inputs.items():
@@ -228,7 +218,7 @@ class Schema:
         return inputs, faults
 
     def build(self, inputs: dict[str, Any]) -> Any:
-        """Return what `infer` is called with, made of what `check` returned."""
+        """Return what `infer` gets, made of what `examine` returned without a fault."""
         return inputs
 
     def example(self) -> dict[str, Any]:
@@ -251,26 +241,34 @@ class Schema:
 EXCLUSIVE = "IS_STREAMING_OUTPUT and BATCH_SIZE exclude each other; remove one of them."
 
 
-def compile_schema(raw: object, *, streaming: bool, batched: bool, relaxed: bool = False) -> Schema:
-    """Check INPUT_SCHEMA and make a Schema of it. Raises StartupError that tells all faults, one a line.
+class Rules(NamedTuple):
+    """What bounds an app's inputs beside their types.
 
     `relaxed` (--relaxed-schema) turns what streaming does not allow of an input into warnings.
     """
+
+    streaming: bool = False
+    batched: bool = False
+    relaxed: bool = False
+
+
+def compile_schema(raw: object, rules: Rules) -> Schema:
+    """Check INPUT_SCHEMA and make a Schema of it. Raises StartupError that tells all faults, one a line."""
     if not isinstance(raw, dict):
         raise StartupError(f"INPUT_SCHEMA must be a dict, got {repr(raw)[:60]}; write {{}} for an app without inputs.")
     faults: list[str] = []
     warnings: list[str] = []
     inputs: dict[str, Input] = {}
-    if streaming and batched:
+    if rules.streaming and rules.batched:
         faults.append(EXCLUSIVE)
     for name, entry in raw.items():
         wrong = list(_entry_faults(name, entry))
         faults += wrong
         if not wrong:
             required, example = entry.get("required", True), entry.get("example")
-            declared = Input(name, entry["datatype"].upper(), tuple(entry["shape"]), required, example, batched)
-            if streaming:
-                (warnings if relaxed else faults).extend(streaming_faults(declared, relaxed))
+            declared = Input(name, entry["datatype"].upper(), tuple(entry["shape"]), required, example, rules.batched)
+            if rules.streaming:
+                (warnings if rules.relaxed else faults).extend(streaming_faults(declared, rules.relaxed))
             warnings += _remarks(declared, entry)
             inputs[name] = declared
     if faults:

@@ -52,7 +52,7 @@ def install() -> None:
         wrap(torch, name, functools.partial(drawing, is_traced=is_traced))
     for name in METHODS:
         wrap(torch.Tensor, name, functools.partial(drawing, is_traced=is_traced))
-    setattr(torch, PATCHED, True)
+    setattr(torch, PATCHED, True)  # two threads may come to this: then the outer of two wrappers decides
 
 
 def remember_constructors() -> None:

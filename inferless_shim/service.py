@@ -10,6 +10,8 @@ from .errors import Unavailable
 from .loader import App
 from .store import Store
 
+SHUTTING_DOWN = "The server is shutting down; try again shortly."
+
 
 class Phase(Enum):
     LOADING = "loading"
@@ -35,6 +37,9 @@ class Service:
         """Raise Unavailable (503), which says why, unless new work is taken."""
         if self.phase is Phase.LOADING:
             raise Unavailable(f"{self.app.name} is still loading; try again shortly.")
-        if self.phase is Phase.DRAINING:
-            raise Unavailable("The server is shutting down; try again shortly.")
+        self.check_not_draining()
         self.engine.check_ready()
+
+    def check_not_draining(self) -> None:
+        if self.draining:
+            raise Unavailable(SHUTTING_DOWN)

@@ -106,12 +106,12 @@ def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
         raise TypeError(f"{getattr(function, '__name__', 'it')} takes no inputs") from None
 
 
-def call_as_declared(method: Callable[..., Any], argument: Any) -> Any:
-    """Call a method that may take nothing, one argument, any number, or not even self; await it if it is async."""
+def call_as_declared(method: Callable[..., Any]) -> Any:
+    """Call a method that may take nothing, not even self, or arguments, which are None; await it if it is async."""
     try:
         parameters = list(inspect.signature(method).parameters.values())
     except ValueError:  # `def finalize():` in a class has no place for self
         method, parameters = method.__func__, []  # type: ignore[attr-defined]
     needed = [each for each in parameters if each.default is each.empty and each.kind in POSITIONAL]
-    result = method(*[argument] * len(needed))
+    result = method(*[None] * len(needed))
     return event_loop().run_until_complete(result) if inspect.iscoroutine(result) else result

@@ -29,8 +29,8 @@ CONDITIONS = {("threading", "Condition"), ("asyncio.locks", "Condition")}
 
 def release(streamer: Any) -> None:
     """Make `for text in streamer` end, after the words that it still holds back."""
-    keep_state(streamer)
     try:
+        keep_state(streamer)
         try:
             streamer.end()
         except Exception:  # it was in the middle of something
@@ -49,13 +49,14 @@ class Streamers:
     The state lies in the streamer, not here: it may lead back to the streamer and would keep it for ever.
     """
 
-    def __init__(self, found: Iterable[Any] = ()) -> None:
+    def __init__(self, found: Iterable[Any] = (), in_sight: Iterable[Any] = ()) -> None:
+        """Take those that an app keeps. Those `in_sight`, as on self, every request is taken to use."""
         self._known: dict[int, weakref.ref[Any]] = {}
         self._used: set[int] = set()  # ids of those that the request that runs uses, or may use
         for streamer in found:
             self.note(streamer)
             keep_state(streamer)
-        self._kept = frozenset(self._used)  # by the app, for all requests
+        self._in_sight = frozenset(map(id, in_sight))
 
     def note(self, streamer: Any) -> None:
         """Remember a streamer that a request has made, or is about to use."""
@@ -74,7 +75,7 @@ class Streamers:
 
     def renew(self) -> None:
         """Give every streamer the state of a new one, for the request that begins."""
-        self._used = set(self._kept)
+        self._used = set(self._in_sight)
         self._known = {id(streamer): weakref.ref(streamer) for streamer in self.alive()}
         for streamer in self.alive():
             state = state_of(streamer)
@@ -88,7 +89,7 @@ def keep_state(streamer: Any) -> None:
     """Have a streamer carry the state that it has now, if this is its first use."""
     state = state_of(streamer)
     if INITIAL not in state:
-        state[INITIAL] = fresh_state(state)
+        state.setdefault(INITIAL, fresh_state(state))  # two threads may be the first
 
 
 def state_of(streamer: Any) -> dict[str, Any]:
@@ -96,7 +97,8 @@ def state_of(streamer: Any) -> dict[str, Any]:
 
 
 def fresh_state(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: fresh(value) for name, value in state.items() if name != INITIAL}
+    # In one step to a list: another thread may be at work with it.
+    return {name: fresh(value) for name, value in list(state.items()) if name != INITIAL}
 
 
 def fresh(value: Any, depth: int = 3) -> Any:

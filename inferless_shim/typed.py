@@ -25,12 +25,14 @@ from .schema import (
     STRING,
     Fault,
     Input,
+    Rules,
     Schema,
     Shapes,
     refusal,
     streaming_faults,
 )
 from .strictjson import describe, quoted
+from .tensors import v2_name
 
 # Inputs. ------------------------------------------------------------------------------------------------------------
 
@@ -45,7 +47,8 @@ class TypedInput(Input):
 
     @property
     def expected(self) -> str:
-        return self.kind.words or Input.expected.fget(self)  # type: ignore[attr-defined]
+        # super() alone would mean the class as it was before it got its slots.
+        return self.kind.words or super(TypedInput, self).expected
 
     def fit(self, value: Any, tensor_shape: Sequence[int] | None = None) -> Any:
         """Return what the class or the function gets for `value`: always a list where it wants one. Raises Fault."""
@@ -87,18 +90,19 @@ def _parsed(value: Any, wanted: tuple[type, ...], is_tensor: bool) -> Any:
 class _TypedSchema(Schema):
     """What a class and a signature have in common. `is_open` if any other name may be sent as well."""
 
-    def __init__(self, inputs: Iterable[TypedInput], warnings: list[str], is_open: bool) -> None:
+    def __init__(self, inputs: Iterable[TypedInput], warnings: list[str], rules: Rules, *, is_open: bool) -> None:
+        """Raises StartupError for what streaming does not allow, as `compile_schema` does."""
         self.typed = {declared.name: declared for declared in inputs}
         self.is_open = is_open
         self._known = {name for declared in self.typed.values() for name in declared.names}
         super().__init__(dict(self.typed), warnings)
+        self._restrict(rules)
 
-    def _restrict(self, streaming: bool, batched: bool, relaxed: bool) -> None:
-        """Raise StartupError for what streaming does not allow, as `compile_schema` does."""
-        limits = [each for declared in self.typed.values() for each in streaming_faults(declared, relaxed)]
-        faults = [EXCLUSIVE] if streaming and batched else []
-        if streaming:
-            (self.warnings if relaxed else faults).extend(limits)
+    def _restrict(self, rules: Rules) -> None:
+        limits = [each for declared in self.typed.values() for each in streaming_faults(declared, rules.relaxed)]
+        faults = [EXCLUSIVE] if rules.streaming and rules.batched else []
+        if rules.streaming:
+            (self.warnings if rules.relaxed else faults).extend(limits)
         if faults:
             raise StartupError("\n".join(faults))
 
@@ -141,19 +145,18 @@ class _Checked(dict[str, Any]):
 class RequestSchema(_TypedSchema):
     """The inputs of an app whose `infer` takes an instance of a pydantic class (`@inferless.request`)."""
 
-    def __init__(self, made: Any, streaming: bool, batched: bool, relaxed: bool = False) -> None:
+    def __init__(self, made: Any, rules: Rules) -> None:
         """Read the class. Raises StartupError, for what streaming does not allow as `compile_schema` does."""
         _require_model(made, "request")
         self.made = made
         fields = list(modelclass.fields(made))
-        inputs = [_field_input(field, batched) for field in fields]
+        inputs = [_field_input(field, rules.batched) for field in fields]
         warnings = [
             f"An example in {made.__name__} does not fit: {fault.sentence}"
             for field, declared in zip(fields, inputs, strict=True)
             if field.given and (fault := _misfit(declared)) is not None
         ]
-        super().__init__(inputs, warnings, modelclass.allows_extra(made))
-        self._restrict(streaming, batched, relaxed)
+        super().__init__(inputs, warnings, rules, is_open=modelclass.allows_extra(made))
         self._is_deep = any(declared.family is JSON for declared in inputs) or self.is_open
 
     def examine(self, values: Mapping[str, object], tensor_shapes: Shapes) -> tuple[dict[str, Any], list[Fault]]:
@@ -195,8 +198,9 @@ class ResponseSchema:
 
     def check(self, result: Any) -> dict[str, Any]:
         """Return an answer as a dict, in JSON's types but for arrays. Raises ValueError that says what does not fit."""
-        if modelclass.is_model(type(result)):
+        if isinstance(result, self.made):
             return modelclass.dump(result)
+        result = dumped(result)  # an instance of another class is checked like a dict
         if not isinstance(result, Mapping):
             wanted = f"a dict or an instance of {self.made.__name__}"
             raise _misanswer(f"it must be {wanted}, got {describe(result)}; return one of them")
@@ -225,7 +229,7 @@ def _misanswer(what: str) -> ValueError:
 
 
 def _output(name: str, kind: Kind) -> tuple[str, str, list[int]]:
-    return name, "BYTES" if kind.datatype in ("STRING", "JSON") else kind.datatype, list(kind.shape)
+    return name, v2_name(kind.datatype), list(kind.shape)
 
 
 def _require_model(made: Any, role: str) -> None:
@@ -242,7 +246,7 @@ def _field_input(field: modelclass.Field, batched: bool) -> TypedInput:
     kind = kind_of(field.annotation)
     return TypedInput(
         field.names[0], kind.datatype, kind.shape, field.required and not kind.optional, field.example, batched,
-        field.description, field.default, kind, field.names, absent=field.required and kind.optional,
+        kind, field.names, absent=field.required and kind.optional,
     )  # fmt: skip
 
 
@@ -264,21 +268,13 @@ class SignatureSchema(_TypedSchema):
     any other name.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        parameters: Iterable[inspect.Parameter],
-        streaming: bool,
-        batched: bool,
-        relaxed: bool = False,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], parameters: Iterable[inspect.Parameter], rules: Rules) -> None:
         """Read the annotations of `parameters`. Raises StartupError for what streaming does not allow."""
         taken = [each for each in parameters if each.kind is not each.VAR_POSITIONAL]
         hints = _hints(function)
         named = [each for each in taken if each.kind is not each.VAR_KEYWORD]
-        inputs = [_parameter_input(each, hints.get(each.name, each.annotation), batched) for each in named]
-        super().__init__(inputs, [], is_open=len(named) < len(taken))
-        self._restrict(streaming, batched, relaxed)
+        inputs = [_parameter_input(each, hints.get(each.name, each.annotation), rules.batched) for each in named]
+        super().__init__(inputs, [], rules, is_open=len(named) < len(taken))
 
     def examine(self, values: Mapping[str, object], tensor_shapes: Shapes) -> tuple[dict[str, Any], list[Fault]]:
         """Return the arguments by name, in JSON's types, and all faults. An annotated class checks its own."""
@@ -312,7 +308,7 @@ def _parameter_input(parameter: inspect.Parameter, annotation: Any, batched: boo
     if example is NOTHING or example is None:
         example = kind.choices[0] if kind.choices else _placeholder(kind)
     return TypedInput(
-        parameter.name, kind.datatype, kind.shape, required, example, batched, "", default, kind, (parameter.name,),
+        parameter.name, kind.datatype, kind.shape, required, example, batched, kind, (parameter.name,),
         absent=default is NOTHING and kind.optional,
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import json
 import shlex
 from urllib.parse import quote
 
-from .loader import App
+from .loader import SCHEMA_FILE, App
 from .service import Service
 
 # A terminal still takes this much in one pasted line; public schemas hold examples of a megabyte.
@@ -28,7 +28,7 @@ def curl_line(app: App, base: str, *, local: bool = True) -> str:
     curl = f"curl -N {shlex.quote(base + '/infer')} -d "
     if len(body) <= MAX_PASTED:
         return curl + shlex.quote(body)
-    if not local or not (app.folder / "input_schema.py").is_file():
+    if not local or not (app.folder / SCHEMA_FILE).is_file():
         return curl + "@request.json"
     return f"(cd {shlex.quote(str(app.folder))} && python3 -c {shlex.quote(EXAMPLES)}) | {curl}@-"
 
@@ -48,7 +48,10 @@ Routes:
   POST /v2/models/{name}/infer           Inference Protocol v2
   POST /v2/models/{name}/generate        one JSON answer
   POST /v2/models/{name}/generate_stream a stream
-  GET  /v2/health/live, /v2/health/ready, /v2, /v2/models/{name}
+  GET  /v2/health/live, /v2/health/ready, /v2
+  GET  /v2/models/{name}, /v2/models/{name}/config, /v2/models/{name}/ready
+  POST /v2/repository/index                 what is loaded
+  POST /v2/repository/models/{name}/load, /v2/repository/models/{name}/unload
 
 A stream that was cut goes on where it stopped: send the last id back as the Last-Event-ID header.
 """

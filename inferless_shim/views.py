@@ -49,12 +49,11 @@ class Views:
         self._loop: Any = None
         if app is None:
             return
-        holders = [app.instance, app.module]
-        isolation.guard_all(holders)
+        kept = kept_streamers(app)
         if not several:
-            self._kept = Streamers(shared_streamers(holders))
+            self._kept = Streamers(kept, in_sight=shared_streamers(holders_of(app)))
             return
-        self._shared = [reference(each) for each in kept_streamers(app) if share(each, "their texts mix")]
+        self._shared = [reference(each) for each in kept if share(each, "their texts mix")]
         self._is_copied = share(app.instance, "they all write to the same attributes")
         if self._shared and "asyncio" in sys.modules:
             # The one that `initialize` ran on: an AsyncTextIteratorStreamer that was made there keeps it.
@@ -99,20 +98,48 @@ def reference(value: Any) -> Callable[[], Any]:
 
 def kept_streamers(app: App) -> list[Any]:
     """Find them however the app keeps them: on self, in a closure, in a pipeline's arguments."""
+    classes = guard_streamers(app)
+    if not classes:
+        return []
     gc.collect()  # so that what is found is in use
-    siblings = {name: module for name, module in list(sys.modules.items()) if is_inside(app.folder, module)}
-    holders = [app.instance, app.module, *siblings.values()]
-    objects = gc.get_objects()
-    classes = {id(made): made for made in streamer_classes(holders)}
-    for each in objects:
-        # One that is made inside a function of the app's.
-        if issubclass(type(each), type) and namespace(each).get("__module__") in siblings and is_streamer_class(each):
-            classes[id(each)] = each
+    # By id: a metaclass may make classes that cannot be hashed. Those on self may be hidden from the collector.
+    found = [*shared_streamers(holders_of(app)), *(each for each in gc.get_objects() if id(type(each)) in classes)]
+    return list({id(each): each for each in found}.values())
+
+
+def guard_streamers(app: App) -> dict[int, type]:
+    """Guard the streamer classes that the app can use, wherever in its folder they are made; return them by id.
+
+    Called as soon as they are there, too: a bound method that `initialize` keeps is then one of the guarded.
+    """
+    classes = {id(made): made for made in streamer_classes(holders_of(app))}
+    siblings = siblings_of(app)
+    for made in all_classes():
+        if namespace(made).get("__module__") in siblings and is_streamer_class(made):
+            classes[id(made)] = made
     for made in classes.values():
         isolation.guard(made)
-    # By id: a metaclass may make classes that cannot be hashed. Those on self may be hidden from the collector.
-    found = [*shared_streamers(holders), *(each for each in objects if id(type(each)) in classes)]
-    return list({id(each): each for each in found}.values())
+    return classes
+
+
+def all_classes() -> Iterator[type]:
+    """Yield all classes that there are, also those that no module names."""
+    seen, left = set(), [object]
+    while left:
+        made = left.pop()
+        for each in type.__subclasses__(made):
+            if id(each) not in seen:
+                seen.add(id(each))
+                left.append(each)
+                yield each
+
+
+def holders_of(app: App) -> list[Any]:
+    return [app.instance, app.module, *siblings_of(app).values()]
+
+
+def siblings_of(app: App) -> dict[str, Any]:
+    return {name: module for name, module in list(sys.modules.items()) if is_inside(app.folder, module)}
 
 
 def is_inside(folder: Path, module: Any) -> bool:

@@ -5,6 +5,7 @@ Tests wait for conditions with `eventually`, never for time. `MS` is the one uni
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -19,21 +20,24 @@ import threading
 import time
 import types
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 from inferless_shim import app
+from inferless_shim.answers import Outputs
 from inferless_shim.app import Server
 from inferless_shim.config import Settings
 from inferless_shim.loader import Flags
-from inferless_shim.schema import compile_schema
+from inferless_shim.schema import Rules, Schema, compile_schema, refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 MS = 0.001
 PATIENCE = 30.0  # seconds: longer than any machine needs, so that only a condition that never comes fails
 TEXT_SCHEMA = {"TEXT": {"datatype": "STRING", "required": True, "shape": [1], "example": ["How to make an omelette"]}}
+EMPTY = tempfile.TemporaryDirectory()  # a folder of apps without one: nothing of ours is taken for their siblings
+atexit.register(EMPTY.cleanup)
 
 
 def eventually(condition: Callable[[], Any], timeout: float = PATIENCE, what: str = "") -> Any:
@@ -44,6 +48,16 @@ def eventually(condition: Callable[[], Any], timeout: float = PATIENCE, what: st
             raise AssertionError(f"never came true: {what or condition}")
         time.sleep(5 * MS)
     return value
+
+
+def checked(
+    schema: Schema, values: Mapping[str, object], tensor_shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """Return what `build` takes, as `protocol` does. Raises BadRequest that tells all faults at once."""
+    inputs, faults = schema.examine(values, tensor_shapes or {})
+    if faults:
+        raise refusal(faults)
+    return inputs
 
 
 class FakeApp:
@@ -59,14 +73,12 @@ class FakeApp:
         batch_window: int = 500,
     ):
         self.name = "fake"
-        self.folder = ROOT
+        self.folder = Path(EMPTY.name)
         self.flags = Flags(streaming, batch_size, batch_window)
         self.streaming = streaming
         self.batched = batch_size > 0
-        self.schema = compile_schema(
-            TEXT_SCHEMA if schema is None else schema, streaming=streaming, batched=self.batched
-        )
-        self.outputs: dict[str, tuple[str, list[int]]] = {}
+        self.schema = compile_schema(TEXT_SCHEMA if schema is None else schema, Rules(streaming, self.batched))
+        self.outputs: Outputs = {}
         self.module = types.ModuleType("app")
         self.instance = types.SimpleNamespace(infer=infer)
         self.finalized = 0
@@ -84,7 +96,7 @@ class FakeApp:
     def answer(self, result: Any) -> Any:
         return result
 
-    def described_outputs(self) -> dict[str, tuple[str, list[int]]]:
+    def described_outputs(self) -> Outputs:
         return self.outputs
 
     def finalize(self) -> None:

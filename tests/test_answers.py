@@ -21,10 +21,10 @@ from inferless_shim.answers import (
 from inferless_shim.errors import BadRequest
 from inferless_shim.outputs import Answer
 from inferless_shim.protocol import Call
-from inferless_shim.schema import Input, Schema, compile_schema
+from inferless_shim.schema import Input, Rules, Schema, compile_schema
 from tests.bad_bodies import SCHEMA
 
-APP = compile_schema(SCHEMA, streaming=False, batched=False)
+APP = compile_schema(SCHEMA, Rules())
 JSON = "application/json; charset=utf-8"
 NAN, INF = float("nan"), float("inf")
 KINDS = {"TEXT": "STRING", "N": "INT", "YES": "BOOLEAN", "X": "FP32", "B": "BYTES", "ANY": "JSON", "H": "BF16"}
@@ -288,9 +288,17 @@ class Answers(unittest.TestCase):
 
     def test_infer_response_binary_unsendable(self) -> None:
         """What has neither a datatype nor JSON text, or does not fit its datatype, raises ValueError that names it."""
-        for value in (object(), {"a": NAN}, 2**63, [0.5, 10**400], FakeArray("int8", (1,), [300]), Endless()):
+        for value in (object(), {"a": NAN}, [0.5, 10**400], FakeArray("int8", (1,), [300]), Endless()):
             with self.subTest(str(type(value))), self.assertRaisesRegex(ValueError, "output 'X' cannot be sent"):
                 self.answer({"good": 1, "X": value}, binary=True)
+
+    def test_integers_beyond_64_bits(self) -> None:
+        """What INT64 cannot hold is UINT64, and what that cannot hold is JSON text; as JSON and as binary data alike."""
+        for value, datatype in ((2**63 - 1, "INT64"), (2**63, "UINT64"), (2**64, "BYTES"), ([-1, 2**63], "BYTES")):
+            for binary in (False, True):
+                with self.subTest(value=value, binary=binary):
+                    body = json.loads(self.answer({"X": value}, binary=binary).body.partition(b"}]}")[0] + b"}]}")
+                    self.assertEqual(body["outputs"][0]["datatype"], datatype)
 
     def test_infer_response_not_finite(self) -> None:
         """The error of a NaN in JSON names the way out."""

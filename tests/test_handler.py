@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import threading
-import time
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 from inferless_shim.app import Server
+from inferless_shim.follow import Link, Wait
 from inferless_shim.handler import Handler
 from tests.support import (
     MS,
@@ -806,14 +806,23 @@ class HeartbeatTests(TestCase):
 
     def test_no_heartbeat_to_one_that_lags(self) -> None:
         """A client that has a frame half sent gets the other half before anything else."""
+        wait, rounds = Link.wait, []
+
+        def impatient(link: Link, timeout: float, *, writable: bool = False) -> Wait:
+            rounds.append(writable)
+            return wait(link, min(timeout, 5 * MS), writable=writable)
+
         with (
+            mock.patch.object(Link, "wait", impatient),
             serving(filler, heartbeat=5 * MS) as server,
             Client(server.port, receive_buffer=SMALL_BUFFER) as client,
         ):
             response = client.request("POST", "/infer", {"TEXT": ""})
             stream = only_stream(server)
             eventually(lambda: not stream.is_open)
-            time.sleep(50 * MS)  # heartbeats would be due now
+            rounds.clear()
+            eventually(lambda: len(rounds) > 5)  # a heartbeat would be due in all but the first
+            self.assertTrue(all(rounds))
             self.assertNotIn(b": ka", response.read().body)
             self.assertEqual(len(parse_events(response.body.decode())), MANY + 1)
 

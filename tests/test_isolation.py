@@ -28,7 +28,7 @@ from typing import Any
 from inferless_shim import isolation, streamers
 from inferless_shim.isolation import Scope, Streamers, current_scope
 from inferless_shim.stream import Cancelled
-from tests.support import MS, PATIENCE, FakeApp, TestCase, eventually
+from tests.support import MS, PATIENCE, ROOT, FakeApp, TestCase, eventually
 from tests.test_engine import Request, idle, running
 
 # ---- What transformers would be
@@ -195,6 +195,7 @@ class Hosted(FakeApp):
 
     def __init__(self, made: Callable[[], Any]) -> None:
         super().__init__(lambda inputs, handler: None)
+        self.folder = ROOT / "tests"  # whose classes are the app's own
         self.made = made
 
     def load(self) -> None:
@@ -1698,6 +1699,65 @@ class TestKinds(IsolationTest):
 
 
 class TestScope(IsolationTest):
+    def test_streamer_that_is_half_made_is_not_known_yet(self):
+        """It is noted when its outermost __init__ is over.
+
+        Released in the middle, it took what it was then for its beginning, and lost its queue at the next request.
+        """
+        scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
+        seen = []
+
+        class Base:
+            def __init__(self):
+                self.base = True
+
+            def put(self, value): ...
+
+            def end(self): ...
+
+        class Derived(Base):
+            def __init__(self):
+                super().__init__()
+                seen.append(scope.streamers.alive())
+                self.text_queue = queue.Queue()
+
+        isolation.guard(Derived)
+        with scope.working():
+            made = Derived()
+        self.assertEqual(seen, [[]])
+        self.assertEqual(scope.streamers.alive(), [made])
+
+    def test_state_is_kept_while_another_thread_works_with_the_streamer(self):
+        """A streamer whose attributes change meanwhile has a state all the same; the first one stays.
+
+        Reading them one by one raised "dictionary changed size during iteration", and its reader was never released.
+        """
+
+        class Busy:
+            def __init__(self):
+                self.values = list(range(50))
+
+        interval = sys.getswitchinterval()
+        self.addCleanup(sys.setswitchinterval, interval)
+        sys.setswitchinterval(1e-6)
+        for _ in range(200):
+            streamer, stop = Busy(), threading.Event()
+
+            def work(streamer=streamer, stop=stop):
+                for n in itertools.count():
+                    setattr(streamer, f"more{n}", [])
+                    if stop.is_set():
+                        return
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            try:
+                streamers.keep_state(streamer)
+            finally:
+                stop.set()
+                thread.join()
+            self.assertEqual(vars(streamer)[streamers.INITIAL]["values"], streamer.values)
+
     def test_working_within_working_keeps_both_apart(self):
         """Work for one scope inside work for another leaves the outer one as it was, streamers included."""
         isolation.guard(TextIteratorStreamer)

@@ -180,6 +180,14 @@ class TestRefusals(LoaderTest):
             with self.assertRaisesRegex(StartupError, "input.json is no example of a request"):
                 read_app(Settings(model=folder))
 
+    def test_request_class_in_a_package_of_the_folder_is_seen(self):
+        """app.py need not say inferless itself."""
+        folder = self.folder(app="from schemas.objects import RequestObjects")
+        (folder / "input_schema.py").unlink()
+        (folder / "schemas").mkdir()
+        (folder / "schemas" / "objects.py").write_text("import inferless\nclass RequestObjects: pass\n")
+        self.assertIsNone(read_app(Settings(model=folder)).schema)
+
     def test_import_of_inferless_among_others_is_seen(self):
         """`import os, inferless` declares as much as a line of its own; a name like it does not."""
         for line, declares in (

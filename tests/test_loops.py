@@ -62,11 +62,11 @@ class LoopTest(TestCase):
 
         on_a_thread(get)
 
-    def test_with_event_loop_lets_initialize_get_one(self):
+    def test_ensure_event_loop_lets_initialize_get_one(self):
         """Off the main thread `asyncio.get_event_loop` raises, but not in `initialize`."""
 
         def get() -> Any:
-            loops.with_event_loop()
+            loops.ensure_event_loop()
             loop = asyncio.get_event_loop()
             self.addCleanup(loop.close)
             return loop
@@ -103,7 +103,7 @@ class LoopTest(TestCase):
         """An app that does not use asyncio does not pay for it."""
         program = (
             "import sys\nfrom inferless_shim import loops\n"
-            "loops.with_event_loop()\nloops.close_event_loop()\nprint('asyncio' in sys.modules)"
+            "loops.ensure_event_loop()\nloops.close_event_loop()\nprint('asyncio' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         self.assertEqual((done.stdout, done.stderr), ("False\n", ""))

@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from inferless_shim.errors import BadRequest
 from inferless_shim.protocol import Call, check_control, read_body, read_index, read_query, reserved_query
-from inferless_shim.schema import MAX_FAULTS, Input, Schema, compile_schema
+from inferless_shim.schema import MAX_FAULTS, Input, Rules, Schema, compile_schema
 from tests.bad_bodies import BAD_BODIES, SCHEMA, bare, enveloped, tensor, tensors, text_of
 
-APP = compile_schema(SCHEMA, streaming=False, batched=False)
+APP = compile_schema(SCHEMA, Rules())
 
 
 def schema_of(*, batched: bool = False, required: bool = False, **datatypes: str) -> Schema:
     """Return a schema of scalars."""
     raw = {name: {"datatype": datatype, "shape": [1], "required": required} for name, datatype in datatypes.items()}
-    return compile_schema(raw, streaming=False, batched=batched)
+    return compile_schema(raw, Rules(batched=batched))
 
 
 def read(request: object, schema: Schema = APP) -> Call:
@@ -137,7 +137,7 @@ class ReadBody(unittest.TestCase):
     def test_read_body_own_list(self) -> None:
         """An app's own list called `inputs` is told from tensors by its elements."""
         raw = {"inputs": {"datatype": "STRING", "shape": [-1]}}
-        schema = compile_schema(raw, streaming=False, batched=False)
+        schema = compile_schema(raw, Rules())
         self.assertEqual(read({"inputs": ["a", "b"]}, schema).inputs, {"inputs": ["a", "b"]})
         self.assertEqual(read({"inputs": []}, schema).inputs, {"inputs": []})
         self.assertEqual(read({"inputs": [tensor("inputs", ["a", "b"], [2])]}, schema).inputs, {"inputs": ["a", "b"]})

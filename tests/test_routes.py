@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 import unittest
 import urllib.parse
 from collections.abc import Iterator
@@ -322,6 +321,9 @@ class WhereTests(SharedServer):
         text = response.body.decode()
         for words_in_it in ("fake is serving", "TEXT", "curl -N http://localhost/infer", "/v2/models/fake/generate"):
             self.assertIn(words_in_it, text)
+        told = re.findall(r"(?<=\s)/[^\s,?]+", text)
+        for pattern, _ in self.server.routes._table[2:]:  # after * and the page itself
+            self.assertTrue(any(map(pattern.fullmatch, told)), pattern.pattern)
 
 
 class EventTests(TestCase):
@@ -1034,7 +1036,10 @@ class QueueTests(TestCase):
             response = two.request("POST", "/infer", {"TEXT": ""})
             stream = response.fields["stream-id"]
             back = three.request("POST", "/infer?progress=1", {"TEXT": ""}, {"Last-Event-ID": f"{stream}-0"})
-            time.sleep(300 * MS)  # it would have been told by now
+            for each in (response, back):
+                pieces = each.chunks()
+                while each.body.count(b": ka") < 3:
+                    next(pieces)
             self.puppet.end()
             self.puppet.end()
             self.assertNotIn(b"queued", response.read().body)

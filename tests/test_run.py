@@ -383,6 +383,20 @@ class TestBatchThatRaises(RunTest):
             self.assertIn("ZeroDivisionError", requests[1].error)
 
 
+class TestBatchThatChangesItsInputs(RunTest):
+    def test_what_is_run_again_gets_its_inputs_as_they_came(self):
+        """An app that had taken its inputs apart before it raised was run again with what it had left of them."""
+
+        def infer(batch):
+            texts = [inputs.pop("TEXT") for inputs in batch]
+            if "bad" in texts:
+                raise ValueError("bad")
+            return answers(texts)
+
+        with running(FakeApp(infer, streaming=False, batch_size=3, batch_window=LONG)) as engine:
+            self.assertEqual(self.ends(self.ask(engine, "a", "bad", "c")), ["a", "app_error", "c"])
+
+
 class TestBatchesThatLoseClients(RunTest):
     def test_client_that_left_while_the_batch_waited_is_not_in_it(self):
         """Its place goes to the next one; it is run later if it comes back."""

@@ -7,7 +7,8 @@ import unittest
 from typing import Any
 
 from inferless_shim.errors import BadRequest, StartupError
-from inferless_shim.schema import FAMILIES, MAX_FAULTS, Schema, compile_schema
+from inferless_shim.schema import FAMILIES, MAX_FAULTS, Rules, Schema, compile_schema
+from tests.support import checked
 
 NUMBERS = ["FP16", "FP32", "FP64", "BF16"]
 INTEGERS = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "INT"]
@@ -19,8 +20,8 @@ def entry(datatype: object = "STRING", shape: object = None, **others: object) -
     return {"datatype": datatype, "shape": [1] if shape is None else shape, **others}
 
 
-def compiled(raw: object, *, streaming: bool = False, batched: bool = False, relaxed: bool = False) -> Schema:
-    return compile_schema(raw, streaming=streaming, batched=batched, relaxed=relaxed)
+def compiled(raw: object, **rules: bool) -> Schema:
+    return compile_schema(raw, Rules(**rules))
 
 
 def one(datatype: str, shape: list[int] | None = None, *, batched: bool = False) -> Schema:
@@ -57,7 +58,7 @@ class Compile(unittest.TestCase):
 
     def test_compile_nothing(self) -> None:
         """An app may have no inputs."""
-        self.assertEqual(compiled({}).check({}), {})
+        self.assertEqual(checked(compiled({}), {}), {})
 
     def test_compile_wrong_schema(self) -> None:
         """A fault of the schema names the input, the rule and the remedy."""
@@ -127,7 +128,7 @@ class Compile(unittest.TestCase):
         schema = compiled(raw, streaming=True, relaxed=True)
         self.assertEqual(len(schema.warnings), 2)
         self.assertNotIn("--relaxed-schema", "".join(schema.warnings))
-        self.assertEqual(schema.check({"X": [1, 2]}), {"X": [1.0, 2.0]})
+        self.assertEqual(checked(schema, {"X": [1, 2]}), {"X": [1.0, 2.0]})
         self.assertIn("X has the datatype", self.refused({"X": entry("FP", [2])}, streaming=True, relaxed=True))
         self.assertEqual(compiled(raw, relaxed=True).warnings, [])
 
@@ -182,9 +183,9 @@ class Compile(unittest.TestCase):
 
 
 class Check(unittest.TestCase):
-    def faults(self, schema: Schema, values: dict[str, object], **flags: Any) -> list[dict[str, str]]:
+    def faults(self, schema: Schema, values: dict[str, object], shapes: Any = None) -> list[dict[str, str]]:
         with self.assertRaises(BadRequest) as caught:
-            schema.check(values, **flags)
+            checked(schema, values, shapes)
         self.assertNotIn("\n", caught.exception.message)
         return caught.exception.faults
 
@@ -209,9 +210,9 @@ class Check(unittest.TestCase):
                 schema = one(datatype)
                 for value, result in good:
                     with self.subTest(datatype=datatype, value=value):
-                        checked = schema.check({"X": value})["X"]
-                        self.assertEqual(checked, result)
-                        self.assertIs(type(checked), type(result))
+                        fitted = checked(schema, {"X": value})["X"]
+                        self.assertEqual(fitted, result)
+                        self.assertIs(type(fitted), type(result))
                 for value in bad:
                     with self.subTest(datatype=datatype, value=value):
                         (fault,) = self.faults(schema, {"X": value})
@@ -219,8 +220,8 @@ class Check(unittest.TestCase):
 
     def test_check_width(self) -> None:
         """A value outside an integer's width reaches the app unchanged, as on Inferless."""
-        self.assertEqual(one("INT8").check({"X": 512}), {"X": 512})
-        self.assertEqual(one("UINT8").check({"X": -1}), {"X": -1})
+        self.assertEqual(checked(one("INT8"), {"X": 512}), {"X": 512})
+        self.assertEqual(checked(one("UINT8"), {"X": -1}), {"X": -1})
 
     def test_check_shapes(self) -> None:
         """A scalar for [1], else lists of the declared shape; what can have only one shape may come flat."""
@@ -246,7 +247,7 @@ class Check(unittest.TestCase):
         ]
         for shape, value, result in table:
             with self.subTest(shape=shape, value=value):
-                self.assertEqual(one("INT32", shape).check({"X": value}), {"X": result})
+                self.assertEqual(checked(one("INT32", shape), {"X": value}), {"X": result})
 
     def test_check_wrong_shapes(self) -> None:
         """What has another shape, or could have several, is a fault that says both shapes."""
@@ -290,7 +291,7 @@ class Check(unittest.TestCase):
         for shape, tensor_shape, data, result in table:
             with self.subTest(shape=shape, tensor_shape=tensor_shape, data=data):
                 schema = one("INT32", shape)
-                self.assertEqual(schema.check({"X": data}, tensor_shapes={"X": tensor_shape}), {"X": result})
+                self.assertEqual(checked(schema, {"X": data}, {"X": tensor_shape}), {"X": result})
 
     def test_check_wrong_tensors(self) -> None:
         """A tensor's shape must fit the declared one, and its data must fill it."""
@@ -308,7 +309,7 @@ class Check(unittest.TestCase):
         ]
         for shape, tensor_shape, data in table:
             with self.subTest(shape=shape, tensor_shape=tensor_shape[:4], data=data):
-                (fault,) = self.faults(one("INT32", shape), {"X": data}, tensor_shapes={"X": tensor_shape})
+                (fault,) = self.faults(one("INT32", shape), {"X": data}, {"X": tensor_shape})
                 self.assertLessEqual(len(fault["got"]), 80)
 
     def test_check_batched(self) -> None:
@@ -329,19 +330,17 @@ class Check(unittest.TestCase):
         for shape, value, tensor_shape, result in table:
             with self.subTest(shape=shape, value=value, tensor_shape=tensor_shape):
                 shapes = {} if tensor_shape is None else {"X": tensor_shape}
-                self.assertEqual(
-                    one("INT32", shape, batched=True).check({"X": value}, tensor_shapes=shapes), {"X": result}
-                )
+                self.assertEqual(checked(one("INT32", shape, batched=True), {"X": value}, shapes), {"X": result})
         for value, tensor_shape in ([[1], [2]], None), ([1, 2], [2, 1]):
             with self.subTest(value=value):
                 shapes = {} if tensor_shape is None else {"X": tensor_shape}
-                self.faults(one("INT32", batched=True), {"X": value}, tensor_shapes=shapes)
+                self.faults(one("INT32", batched=True), {"X": value}, shapes)
 
     def test_check_absent(self) -> None:
         """An optional input that is absent, or null, is not in what the app gets; a required one is a fault."""
         schema = compiled({"A": entry(), "B": entry(required=False), "C": entry(shape=[-1], required=False)})
-        self.assertEqual(schema.check({"A": "x"}), {"A": "x"})
-        self.assertEqual(schema.check({"A": "x", "B": None, "C": None}), {"A": "x"})
+        self.assertEqual(checked(schema, {"A": "x"}), {"A": "x"})
+        self.assertEqual(checked(schema, {"A": "x", "B": None, "C": None}), {"A": "x"})
         self.assertEqual(self.faults(schema, {}), [{"input": "A", "expected": "a string", "got": "nothing"}])
         self.assertEqual(self.faults(schema, {"A": None}), [{"input": "A", "expected": "a string", "got": "null"}])
 
@@ -349,18 +348,18 @@ class Check(unittest.TestCase):
         """All faults are told at once: the inputs' in their order, then unknown names."""
         schema = compiled({"A": entry(), "B": entry("INT8"), "C": entry("BOOL", required=False)})
         with self.assertRaises(BadRequest) as caught:
-            schema.check({"Z": 1, "C": 5, "B": "ten"})
+            checked(schema, {"Z": 1, "C": 5, "B": "ten"})
         self.assertEqual([fault["input"] for fault in caught.exception.faults], ["A", "B", "C", "Z"])
         self.assertTrue(caught.exception.message.startswith("4 faults, the first of them: A is required"))
         with self.assertRaisesRegex(BadRequest, "^2 faults, the first of them: A is required"):
-            schema.check({})
+            checked(schema, {})
         for fault in caught.exception.faults:
             self.assertEqual(list(fault), ["input", "expected", "got"])
 
     def test_check_sentence(self) -> None:
         """The sentence names input, fault and remedy."""
         with self.assertRaises(BadRequest) as caught:
-            compiled({"MAX_NEW_TOKENS": entry("INT32")}).check({"MAX_NEW_TOKENS": "ten"})
+            checked(compiled({"MAX_NEW_TOKENS": entry("INT32")}), {"MAX_NEW_TOKENS": "ten"})
         self.assertEqual(
             caught.exception.message,
             'MAX_NEW_TOKENS must be an integer, got the string "ten"; send a whole number without quotes.',
@@ -372,13 +371,13 @@ class Check(unittest.TestCase):
         table = [("TXT", "did you mean TEXT?"), ("max_token", "MAX_TOKENS?"), ("colour", "TEXT, MAX_TOKENS")]
         for name, words in table:
             with self.subTest(name=name), self.assertRaisesRegex(BadRequest, words.replace("?", r"\?")):
-                schema.check({name: 1})
+                checked(schema, {name: 1})
         (fault,) = self.faults(schema, {"colour": 1})
         self.assertEqual(fault["expected"], "one of the app's inputs: TEXT, MAX_TOKENS")
         (fault,) = self.faults(schema, {"text": 1})
         self.assertEqual(fault["expected"], "one of the app's inputs: TEXT")
         with self.assertRaisesRegex(BadRequest, "its inputs are: none"):
-            compiled({}).check({"TEXT": "x"})
+            checked(compiled({}), {"TEXT": "x"})
 
     def test_check_many_faults(self) -> None:
         """A body of a million faults gets a short answer."""
@@ -420,7 +419,7 @@ class Example(unittest.TestCase):
             "G": [[[[1.0, 1.0, 1.0]]]],
         }
         self.assertEqual(schema.example(), expected)
-        self.assertEqual(schema.check(schema.example()), expected)
+        self.assertEqual(checked(schema, schema.example()), expected)
 
     def test_example_optional(self) -> None:
         """Where no input is required, the first stands for all."""

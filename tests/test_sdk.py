@@ -12,7 +12,7 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from inferless_shim import sdk
+from inferless_shim import calls, sdk
 from tests.support import ServerProcess, TestCase, app_folder, ask, eventually
 
 APP = """
@@ -201,7 +201,7 @@ class Calls(TestCase):
         patch = mock.patch.dict(os.environ, {"http_proxy": "http://127.0.0.1:9"})
         patch.start()
         self.addCleanup(patch.stop)
-        os.environ.pop(sdk.KEY_VARIABLE, None)
+        os.environ.pop(calls.KEY_VARIABLE, None)
 
     def answer(self, status: int, kind: str, body: str) -> str:
         """Have the server answer so; return the URL that it does it at."""
@@ -219,7 +219,7 @@ class Calls(TestCase):
 
     def test_call_key(self) -> None:
         """Without a key INFERLESS_API_KEY is sent; an empty one sends none."""
-        os.environ[sdk.KEY_VARIABLE] = "from environment"
+        os.environ[calls.KEY_VARIABLE] = "from environment"
         self.assertEqual(sdk.call(self.url)["key"], "Bearer from environment")
         self.assertEqual(sdk.call(self.url, "own")["key"], "Bearer own")
         self.assertIsNone(sdk.call(self.url, "")["key"])
@@ -312,18 +312,6 @@ class Calls(TestCase):
         with mock.patch.object(threading, "excepthook") as told:
             sdk.call_async("http://127.0.0.1:9/").join()
         told.assert_not_called()
-
-    def test_openai_client(self) -> None:
-        """The message goes as JSON text, options as optional tensors beside it."""
-        client = sdk.InferlessOpenAIClient("secret", self.url)
-        answer = client.call_infer({"messages": []}, temperature=0.5, n=1, stop="x")
-        tensors = {each.pop("name"): each for each in answer["sent"]["inputs"]}
-        self.assertEqual(tensors["message"], {"shape": [1], "datatype": "BYTES", "data": ['{"messages": []}']})
-        self.assertEqual(
-            {name: (each["datatype"], each["optional"]) for name, each in tensors.items() if name != "message"},
-            {"temperature": ("FP32", True), "n": ("INT32", True), "stop": ("BYTES", True)},
-        )
-        self.assertEqual(answer["key"], "Bearer secret")
 
     def test_call_from_within_infer(self) -> None:
         """An app may call a server on this machine while it answers."""

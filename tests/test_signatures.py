@@ -246,7 +246,7 @@ class CallAsDeclaredTest(TestCase):
             ("later", ("later",)),
         ):
             with self.subTest(name):
-                self.assertEqual(call_as_declared(getattr(methods, name), None), given)
+                self.assertEqual(call_as_declared(getattr(methods, name)), given)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,10 @@ class StuckTests(TestCase):
         self.assertEqual(server.out, "")
 
     def test_stay(self) -> None:
-        """Without it the server stays, not ready, and says why; when infer ends after all it is ready again."""
+        """Without it the server stays, not ready, and says why; when infer ends after all it is ready again.
+
+        What was queued is told at once, and does not wait for that.
+        """
         server = self.start()
         stuck = self.get_stuck(server)
         queued = self.follow(server, "POST", "/infer", {"TEXT": "queued"})
@@ -104,7 +107,7 @@ class StuckTests(TestCase):
         (self.folder / "late").unlink()
         (self.folder / "lost").unlink()
         (self.folder / "let go").touch()
-        self.assertEqual(self.ends(queued), ["done"])
+        self.assertEqual(self.ends(queued), ["shutting_down"])
         eventually(lambda: ask(server.port, "GET", "/v2/health/ready").status == 200)
         server.process.send_signal(signal.SIGTERM)
         self.assertEqual(server.finish(), 0)

@@ -17,8 +17,9 @@ from typing import Any, Literal, NewType, Optional, TypedDict, Union
 
 from inferless_shim.errors import BadRequest, StartupError
 from inferless_shim.kinds import kind_of
-from inferless_shim.schema import JSON, MAX_FAULTS, NOTHING, Schema, compile_schema
+from inferless_shim.schema import JSON, MAX_FAULTS, Rules, Schema, compile_schema
 from inferless_shim.typed import RequestSchema, ResponseSchema, SignatureSchema, dumped
+from tests.support import checked
 
 HAS_PYDANTIC = importlib.util.find_spec("pydantic") is not None
 if HAS_PYDANTIC:
@@ -61,7 +62,7 @@ class Array:
 
 
 def signature(function: Callable[..., Any], *, streaming: bool = False, batched: bool = False) -> SignatureSchema:
-    return SignatureSchema(function, inspect.signature(function).parameters.values(), streaming, batched)
+    return SignatureSchema(function, inspect.signature(function).parameters.values(), Rules(streaming, batched))
 
 
 class Base(unittest.TestCase):
@@ -69,7 +70,7 @@ class Base(unittest.TestCase):
 
     def refused(self, schema: Schema, values: dict[str, object], **shapes: list[int]) -> BadRequest:
         with self.assertRaises(BadRequest) as caught:
-            schema.check(values, tensor_shapes=shapes)
+            checked(schema, values, shapes)
         self.assertNotIn("\n", caught.exception.message)
         return caught.exception
 
@@ -157,8 +158,8 @@ class Kinds(unittest.TestCase):
 
 @unittest.skipUnless(HAS_PYDANTIC, "pydantic is not installed")
 class Request(Base):
-    def schema(self, made: Any = None, **flags: bool) -> RequestSchema:
-        return RequestSchema(made or self.made(), **{"streaming": False, "batched": False, **flags})
+    def schema(self, made: Any = None, **rules: bool) -> RequestSchema:
+        return RequestSchema(made or self.made(), Rules(**rules))
 
     def made(self, **annotations: Any) -> Any:
         """Make a class of fields: name=annotation, or name=(annotation, default)."""
@@ -172,7 +173,7 @@ class Request(Base):
         """Inputs are the fields, in order, with what the class says of them."""
 
         class RequestObjects(BaseModel):
-            prompt: str = Field(..., description="What to draw", **EXAMPLE)
+            prompt: str = Field(..., **EXAMPLE)
             size: int | None = 512
             seed: int | None
             tags: list[str] = Field(default_factory=list)
@@ -180,23 +181,19 @@ class Request(Base):
             named: float = Field(..., alias="guidance")
 
         schema = self.schema(RequestObjects)
-        told = {
-            name: (each.datatype, each.shape, each.required, each.description) for name, each in schema.inputs.items()
-        }
+        told = {name: (each.datatype, each.shape, each.required) for name, each in schema.inputs.items()}
         self.assertEqual(
             told,
             {
-                "prompt": ("STRING", (1,), True, "What to draw"),
-                "size": ("INT64", (1,), False, ""),
-                "seed": ("INT64", (1,), False, ""),
-                "tags": ("STRING", (-1,), False, ""),
-                "options": ("JSON", (1,), False, ""),
-                "guidance": ("FP64", (1,), True, ""),
+                "prompt": ("STRING", (1,), True),
+                "size": ("INT64", (1,), False),
+                "seed": ("INT64", (1,), False),
+                "tags": ("STRING", (-1,), False),
+                "options": ("JSON", (1,), False),
+                "guidance": ("FP64", (1,), True),
             },
         )
         self.assertIs(schema.inputs["options"].family, JSON)
-        self.assertEqual(schema.inputs["size"].default, 512)
-        self.assertIs(schema.inputs["prompt"].default, NOTHING)
         self.assertEqual(schema.example(), {"prompt": "a cat", "guidance": 1.0})
         self.assertEqual(schema.warnings, [])
 
@@ -234,7 +231,7 @@ class Request(Base):
         for annotation, value, result in table:
             with self.subTest(annotation=annotation, value=value):
                 schema = self.one(annotation)
-                built = schema.build(schema.check({"x": value})).x
+                built = schema.build(checked(schema, {"x": value})).x
                 self.assertEqual(built, result)
                 self.assertIs(type(built), type(result))
 
@@ -258,7 +255,7 @@ class Request(Base):
         for annotation, data, shape, result in table:
             with self.subTest(annotation=annotation, data=data):
                 schema = self.one(annotation)
-                self.assertEqual(schema.build(schema.check({"x": data}, tensor_shapes={"x": shape})).x, result)
+                self.assertEqual(schema.build(checked(schema, {"x": data}, {"x": shape})).x, result)
         self.assertEqual(self.faults(self.one(str), {"x": ["a", "b"]}, x=[2])[0][2], "a tensor of shape [2]")
 
     def test_wrong_values(self) -> None:
@@ -303,7 +300,7 @@ class Request(Base):
         """A fault deep in an object says where; one value has one fault, whatever a union makes of it."""
         item = pydantic.create_model("Item", name=(str, ...), n=(int, 1))
         schema = self.schema(self.made(items=list[item], more=(Optional[item], None)))
-        built = schema.build(schema.check({"items": [{"name": "a", "n": 5.0}], "more": '{"name": "b"}'}))
+        built = schema.build(checked(schema, {"items": [{"name": "a", "n": 5.0}], "more": '{"name": "b"}'}))
         self.assertEqual((built.items[0].n, built.more.name), (5, "b"))
         self.assertEqual(
             self.faults(schema, {"items": [{"name": "a"}, {"n": "x"}], "more": {"name": []}})[:3],
@@ -323,12 +320,12 @@ class Request(Base):
         told = [("items.0.n", "true"), ("items.1.f", 'the string "1.5"'), ("items.2.b", "the integer 1"), ("u", "true")]
         found = self.faults(schema, {"items": values, "u": True})
         self.assertEqual([(name, got) for name, _, got in found], told)
-        schema.check({"items": values[3:], "u": "5"})
+        checked(schema, {"items": values[3:], "u": "5"})
 
     def test_absent(self) -> None:
         """Optional means not required, with a default or without; null for what is not Optional is absence."""
         schema = self.schema(self.made(a=Optional[int], b=(Optional[int], 5), c=(int, 6), d=(str, ...)))
-        built = schema.build(schema.check({"c": None, "d": "x"}))
+        built = schema.build(checked(schema, {"c": None, "d": "x"}))
         self.assertEqual((built.a, built.b, built.c), (None, 5, 6))
         self.assertEqual(self.faults(schema, {"d": None}), [("d", "a string", "null")])
         self.assertEqual(self.faults(schema, {}), [("d", "a string", "nothing")])
@@ -375,7 +372,7 @@ class Request(Base):
         schema = self.schema(RequestObjects)
         self.assertEqual(list(schema.inputs), ["A", "B", "C"])
         for values in ({"A": 7, "B": 8, "C": [9]}, {"a": 7, "bee": 8, "C": [9]}):
-            self.assertEqual(schema.build(schema.check(values)).model_dump(), {"a": 7, "b": 8, "c": 9})
+            self.assertEqual(schema.build(checked(schema, values)).model_dump(), {"a": 7, "b": 8, "c": 9})
         self.assertEqual(self.faults(schema, {"bee": "x"}), [("bee", "an integer", 'the string "x"')])
         self.assertEqual([name for name, _, _ in self.faults(schema, {"d": 1})], ["d"])
         self.assertEqual([name for name, _, _ in ResponseSchema(RequestObjects).outputs], ["A", "out", "c"])
@@ -416,7 +413,7 @@ class Request(Base):
         self.assertIn("KeyError: 'zero'", self.refused(schema, {"a": 0, "b": 0}).message)
         self.assertEqual([name for name, _, _ in self.faults(schema, {"a": 200, "b": "x"})], ["b"])
         runs.clear()
-        inputs = schema.check({"a": 5})
+        inputs = checked(schema, {"a": 5})
         self.assertIs(schema.build(inputs), schema.build(inputs))
         self.assertEqual(runs, [5])
         self.assertEqual(schema.build(dict(inputs)).a, 5)
@@ -432,7 +429,7 @@ class Request(Base):
             a: int
 
         schema = self.schema(RequestObjects)
-        built = schema.build(schema.check({"a": 1, "b": [2], "c": ["x"]}, tensor_shapes={"c": [1]}))
+        built = schema.build(checked(schema, {"a": 1, "b": [2], "c": ["x"]}, {"c": [1]}))
         self.assertEqual(built.model_dump(), {"a": 1, "b": [2], "c": "x"})
 
     @unittest.skipUnless(IS_V2, "its JSON schema is pydantic 2's")
@@ -464,7 +461,7 @@ class Request(Base):
                 "choice": "b", "color": "red", "item": made, "items": [made, made], "flag": True, "either": 1,
             },
         )  # fmt: skip
-        schema.check(schema.example())
+        checked(schema, schema.example())
         self.assertEqual(self.one((int, Field(3))).example(), {"x": 3})
         (warning,) = self.one((int, Field(..., examples=["x"]))).warnings
         self.assertIn("An example in RequestObjects does not fit: x must be an integer", warning)
@@ -482,8 +479,8 @@ class Request(Base):
     def test_batched(self) -> None:
         """A batched app's requests may have a leading 1."""
         schema = self.schema(self.made(a=str, b=list[list[int]]), batched=True)
-        self.assertEqual(schema.check({"a": [["x"]], "b": [[[1], [2]]]}), {"a": "x", "b": [[1], [2]]})
-        self.assertEqual(schema.check({"a": ["x"], "b": [[1]]}, tensor_shapes={"a": [1, 1]}), {"a": "x", "b": [[1]]})
+        self.assertEqual(checked(schema, {"a": [["x"]], "b": [[[1], [2]]]}), {"a": "x", "b": [[1], [2]]})
+        self.assertEqual(checked(schema, {"a": ["x"], "b": [[1]]}, {"a": [1, 1]}), {"a": "x", "b": [[1]]})
 
     def test_no_class(self) -> None:
         """What is no pydantic class is a start-up error that says what to write."""
@@ -519,7 +516,8 @@ class Response(Base):
         self.assertEqual(self.schema.check({**full, "scores": Array([0.5])}), full)
         array = Array([1])
         self.assertIs(self.schema.check(self.made(text="a", extra=array))["extra"], array)
-        self.assertEqual(self.schema.check(self.item(name="b")), {"name": "b"})
+        with self.assertRaisesRegex(ValueError, "text is required"):  # another class's: it is checked like a dict
+            self.schema.check(self.item(name="b"))
         self.assertEqual((dumped(self.item(name="b")), dumped("x")), ({"name": "b"}, "x"))
 
     def test_misfits(self) -> None:
@@ -576,14 +574,12 @@ class Signature(Base):
                 "color": ("STRING", (1,), False),
             },
         )
-        self.assertEqual(schema.inputs["n"].default, 3)
-        self.assertIs(schema.inputs["prompt"].default, NOTHING)
         self.assertEqual(schema.inputs["color"].example, "red")
         self.assertEqual(schema.example(), {"prompt": "text", "free": "text"})
-        built = schema.build(schema.check({"prompt": "a", "free": {"b": None}, "color": "blue"}))
+        built = schema.build(checked(schema, {"prompt": "a", "free": {"b": None}, "color": "blue"}))
         self.assertEqual(built, {"prompt": "a", "seed": None, "free": {"b": None}, "color": Color.BLUE})
         self.assertEqual(
-            schema.build(schema.check({"prompt": "a", "free": None})), {"prompt": "a", "seed": None, "free": None}
+            schema.build(checked(schema, {"prompt": "a", "free": None})), {"prompt": "a", "seed": None, "free": None}
         )
 
     def test_faults(self) -> None:
@@ -604,7 +600,7 @@ class Signature(Base):
                 ("x", "a JSON list", "the integer 5"),
             ],
         )
-        self.assertEqual(schema.check({"d": '{"a": 1}', "x": "[1]"}), {"d": {"a": 1}, "x": [1]})
+        self.assertEqual(checked(schema, {"d": '{"a": 1}', "x": "[1]"}), {"d": {"a": 1}, "x": [1]})
 
     def test_chosen_parameters(self) -> None:
         """The caller says which parameters are inputs; `**options` takes any other name."""
@@ -613,9 +609,9 @@ class Signature(Base):
             pass
 
         parameters = list(inspect.signature(infer).parameters.values())
-        schema = SignatureSchema(infer, [parameters[1], *parameters[3:]], True, False)
+        schema = SignatureSchema(infer, [parameters[1], *parameters[3:]], Rules(streaming=True))
         self.assertEqual(list(schema.inputs), ["prompt"])
-        self.assertEqual(schema.check({"prompt": "a", "any": [1]}), {"prompt": "a", "any": [1]})
+        self.assertEqual(checked(schema, {"prompt": "a", "any": [1]}), {"prompt": "a", "any": [1]})
 
     def test_unresolved_annotations(self) -> None:
         """Annotations that are text are resolved where they can be; others take any JSON value."""
@@ -650,7 +646,7 @@ class Signature(Base):
 
         infer.__annotations__ = {"item": item}
         schema = signature(infer)
-        self.assertEqual(schema.build(schema.check({"item": '{"name": "a"}'}))["item"], item(name="a"))
+        self.assertEqual(schema.build(checked(schema, {"item": '{"name": "a"}'}))["item"], item(name="a"))
         self.assertEqual(schema.example(), {"item": {"name": "text"}})
         self.assertEqual(self.faults(schema, {"item": {"n": "x"}})[0], ("item.name", "a value", "nothing"))
         self.assertEqual(self.faults(schema, {"item": 5}), [("item", "a JSON object", "the integer 5")])
@@ -660,10 +656,10 @@ class InputSchema(Base):
     def test_build(self) -> None:
         """What INPUT_SCHEMA lets pass is what infer gets; JSON is no datatype of it."""
         inputs = {"x": 1}
-        schema = compile_schema({"x": {"datatype": "INT8", "shape": [1]}}, streaming=False, batched=False)
+        schema = compile_schema({"x": {"datatype": "INT8", "shape": [1]}}, Rules())
         self.assertIs(schema.build(inputs), inputs)
         with self.assertRaisesRegex(StartupError, "x has the datatype 'JSON'"):
-            compile_schema({"x": {"datatype": "JSON", "shape": [1]}}, streaming=False, batched=False)
+            compile_schema({"x": {"datatype": "JSON", "shape": [1]}}, Rules())
 
 
 if __name__ == "__main__":

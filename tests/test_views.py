@@ -13,6 +13,7 @@ import logging
 import queue
 import random
 import sys
+import textwrap
 import threading
 import types
 import unittest
@@ -20,14 +21,25 @@ import unittest.mock
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from inferless_shim import seeds, streamers
 from inferless_shim.isolation import Scope, current_scope
 from inferless_shim.loops import close_event_loop, event_loop
 from inferless_shim.streamers import Streamers
 from inferless_shim.views import DISPATCHES, Views, class_of
-from tests.support import MS, PATIENCE, ROOT, FakeApp, TestCase, eventually
+from tests.support import (
+    MS,
+    PATIENCE,
+    ROOT,
+    Client,
+    FakeApp,
+    ServerProcess,
+    TestCase,
+    app_folder,
+    ask,
+    eventually,
+)
 from tests.test_engine import Request, idle
 from tests.test_isolation import (
     AsyncTextIteratorStreamer,
@@ -461,7 +473,7 @@ def in_module(app, streamer):
 
 def in_sibling(app, streamer):
     sibling = types.ModuleType("a_sibling")
-    sibling.__file__, sibling.streamer = str(ROOT / "a_sibling.py"), streamer
+    sibling.__file__, sibling.streamer = str(ROOT / "tests" / "a_sibling.py"), streamer
     sys.modules["a_sibling"] = sibling
     return lambda: sys.modules["a_sibling"].streamer
 
@@ -1016,6 +1028,96 @@ class TestDispatch(IsolationTest):
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()
+
+
+class TestFolder(TestCase):
+    """Apps in folders of their own, at concurrency 1, whose streamer classes lie in a sibling."""
+
+    SIBLING = """
+        import queue
+
+        class Streamer:
+            def __init__(self):
+                self.texts = queue.Queue()
+
+            def put(self, value):
+                self.texts.put(value)
+
+            def end(self):
+                self.texts.put(None)
+
+            def __iter__(self):
+                return iter(self.texts.get, None)
+
+        def make():
+            return Streamer()
+    """
+    APP = """
+        import threading, queue
+        import helper
+
+        class InferlessPythonModel:
+            def initialize(self):
+                self.kept = {{"streamer": helper.make()}}
+                self.put, self.end = self.kept["streamer"].put, self.kept["streamer"].end
+                self.todo, self.worker = queue.Queue(), None
+
+            def work(self):
+                while True:
+                    self.generate(*self.todo.get())
+
+            def generate(self, text, put, end):
+                if text == "bad":
+                    raise RuntimeError("early")
+                for n in range(3 if text != "long" else 10_000):
+                    put(f"{{text}}{{n}} ")
+                end()
+
+            def infer(self, inputs, handler):
+                {infer}
+                for text in streamer:
+                    handler.send_streamed_output({{"OUT": text}})
+    """
+    WAYS: ClassVar = {
+        "made by a sibling": "streamer = helper.make(); put, end = streamer.put, streamer.end",
+        "in a dict": 'streamer = self.kept["streamer"]; put, end = streamer.put, streamer.end',
+        "bound methods that initialize took": 'streamer, put, end = self.kept["streamer"], self.put, self.end',
+    }
+    START = "; threading.Thread(target=self.generate, args=(inputs['TEXT'], put, end)).start()"
+
+    @contextmanager
+    def server(self, infer: str) -> Iterator[ServerProcess]:
+        with app_folder(self.APP.format(infer=infer)) as folder:
+            (folder / "helper.py").write_text(textwrap.dedent(self.SIBLING), encoding="utf-8")
+            with ServerProcess(folder, "--stuck-grace", "1s") as server:
+                yield server
+
+    def answer(self, server: ServerProcess, text: str) -> tuple[str, str | None]:
+        events = ask(server.port, "POST", "/infer", {"TEXT": text}).events
+        return "".join(event.data["OUT"] for event in events if event.event is None), events[-1].event
+
+    def test_streamer_of_a_siblings_class(self):
+        """Its reader is released when the thread dies, and nothing of a cancelled text comes with the next answer."""
+        for way, line in self.WAYS.items():
+            with self.subTest(way), self.server(line + self.START) as server:
+                self.assertEqual(self.answer(server, "bad"), ("", "error"))
+                self.assertEqual(self.answer(server, "a"), ("a0 a1 a2 ", "done"))
+                with Client(server.port) as client:
+                    response = client.request("POST", "/infer", {"TEXT": "long"})
+                    next(response.chunks())
+                    ask(server.port, "DELETE", f"/streams/{response.fields['stream-id']}")
+                self.assertEqual(self.answer(server, "b"), ("b0 b1 b2 ", "done"))
+
+    def test_worker_that_infer_starts_and_keeps(self):
+        """It serves the requests after its first as well, which died with it: its puts were refused as another's."""
+        infer = """streamer = helper.make()
+                if self.worker is None:
+                    self.worker = threading.Thread(target=self.work, daemon=True)
+                    self.worker.start()
+                self.todo.put((inputs["TEXT"], streamer.put, streamer.end))"""
+        with self.server(infer) as server:
+            for text in "abc":
+                self.assertEqual(self.answer(server, text), (f"{text}0 {text}1 {text}2 ", "done"))
 
 
 class TestFresh(TestCase):
