@@ -293,7 +293,7 @@ class Answers(unittest.TestCase):
                 self.answer({"good": 1, "X": value}, binary=True)
 
     def test_integers_beyond_64_bits(self) -> None:
-        """What INT64 cannot hold is UINT64, and what that cannot hold is JSON text; as JSON and as binary data alike."""
+        """What INT64 cannot hold is UINT64, and what that cannot hold is JSON text, also as binary data."""
         for value, datatype in ((2**63 - 1, "INT64"), (2**63, "UINT64"), (2**64, "BYTES"), ([-1, 2**63], "BYTES")):
             for binary in (False, True):
                 with self.subTest(value=value, binary=binary):

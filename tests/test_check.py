@@ -104,6 +104,14 @@ class CheckTest(TestCase):
         self.assertEqual((status, out), (2, ""))
         return [each.removesuffix("\n") for each in err.split("error: ")[1:]]
 
+    def typed_refusal(self, app: str) -> list[str]:
+        """Return the errors that are told of an app without input_schema.py."""
+        folder = self.folder(app)
+        (folder / "input_schema.py").unlink()
+        status, out, err = self.check(folder)
+        self.assertEqual((status, out), (2, ""))
+        return [each.removesuffix("\n") for each in err.split("error: ")[1:]]
+
 
 class Report(CheckTest):
     def test_report_of_a_good_folder(self):
@@ -283,6 +291,113 @@ class Refusals(CheckTest):
         self.assertIn("has no input_schema.py", err)
         self.assertIn("error: app.py:2: infer reads A, B; a schema would name them.", err)
 
+    def test_infer_that_is_bound_in_another_way(self):
+        """What the server finds by another way than a def is not refused, and followed if it is a plain function."""
+        head, run = "class InferlessPythonModel:\n", "def run(self, inputs): return {'A': 1}\n"
+        followed = (
+            (head + " def predict(self, inputs): return {'A': 1}\n infer = predict", "app.py:2  predict(self, inputs)"),
+            (run + head + " infer = run", "app.py:1  run(self, inputs)"),
+            ("from other import run\n" + head + " infer = run", "other.py:1  run(self, inputs)"),
+            ("import other\n" + head + " infer: object = other.run", "other.py:1  run(self, inputs)"),
+            (head + " if True:\n  def infer(self, inputs): 0", "app.py:3  infer(self, inputs)"),
+            (head + " 0\n" + run + "InferlessPythonModel.infer = run", "app.py:3  run(self, inputs)"),
+            (head + " def infer(self): 0\n" + run + "setattr(InferlessPythonModel, 'infer', run)", "app.py:3  run("),
+            ("class Base: 0\nclass InferlessPythonModel(Base): 0\n" + run + "Base.infer = run", "app.py:3  run("),
+        )
+        unseen = (
+            head + " if x:\n  def infer(self, inputs): 0\n else:\n  def infer(self): 0",
+            "import functools\n" + run + head + " infer = functools.partialmethod(run, 5)",
+            head + " infer = staticmethod(lambda inputs: {})",
+            head + " infer = make()",
+            head + " def infer(self): 0\n" + run + "if x:\n InferlessPythonModel.infer = run",
+            head + " def infer(self): 0\ndef patch(): InferlessPythonModel.infer = 1",
+            head + " def infer(self): 0\nsetattr(InferlessPythonModel, 'in' + 'fer', 1)",
+            head + " for name in 'ab': locals()[name] = 1",
+            "from other import patch\n@patch\n" + head + " 0",
+            "from other import patch\n" + head + " @patch\n def infer(self): 0",
+            "import meta\nclass InferlessPythonModel(metaclass=meta.Meta): 0",
+            "import other\n" + head + " 0\nother.patch()",
+        )
+        other = run + "def patch(x=None):\n import app\n app.InferlessPythonModel.infer = run\n"
+        for app, shown in (*followed, *((app, "") for app in unseen)):
+            with self.subTest(app):
+                out = self.report(app, "INPUT_SCHEMA = {}", other__py=other)
+                self.assertIn(f"\n  {shown}" if shown else ": answers with JSON\n", out)
+
+    def test_class_that_cannot_be_made_or_started(self):
+        """What the server calls without arguments, and a name that is no class: refused, with the line."""
+        head, infer = "class InferlessPythonModel", "\n def infer(self, inputs): 0\n"
+        for app, words in (
+            (head + ":\n def __init__(self, name, more=1): 0" + infer, "app.py:2: InferlessPythonModel() gets no arg"),
+            (head + ":\n def __init__(self, *, name): 0" + infer, "__init__ needs name"),
+            (f"class Base:\n def __init__(self, name): 0\n{head}(Base):{infer}", "app.py:2: InferlessPythonModel() "),
+            (head + ":\n def initialize(self, *, ctx): 0" + infer, "app.py:2: initialize needs ctx by name, which"),
+            ("class _M:" + infer + "InferlessPythonModel = _M()", "app.py:3: InferlessPythonModel is no class"),
+            ("def InferlessPythonModel(): 0", "app.py:1: InferlessPythonModel is no class"),
+            ("from made import InferlessPythonModel", "made.py:1: InferlessPythonModel is no class"),
+        ):
+            with self.subTest(app):
+                told = self.refusal(app, "INPUT_SCHEMA = {}", made__py="def InferlessPythonModel(): 0")
+                self.assertEqual(len(told), 1, told)
+                self.assertIn(words, told[0])
+        for app in (
+            head + ":\n def __init__(self, name=1, *args, **more): 0" + infer,
+            "from a import B\n" + head + "(B):\n def __init__(self, name): 0" + infer,
+            "from a import B\n" + head + "(metaclass=B):\n def __init__(self, name): 0" + infer,
+            "from a import b\n" + head + ":\n @b\n def __init__(self, name): 0" + infer,
+            head + ":\n def __new__(cls): return 1\n def __init__(self, name): 0" + infer,
+            head + ":\n def initialize(self, ctx, *, more=1): 0" + infer,
+            "class Meta(type): 0\nInferlessPythonModel = Meta('A', (), {})",
+            "from a import b\n@b\ndef InferlessPythonModel(): 0",
+            "class M:" + infer + "InferlessPythonModel = M\nM = M()",
+        ):
+            with self.subTest(app):
+                self.report(app, "INPUT_SCHEMA = {}")
+
+    def test_name_that_a_sibling_has_not(self):
+        """An import that is sure to fail is an error; one that may find its name, or need not, is none."""
+        app = "\n" + textwrap.dedent(GOOD).replace("stream_output_handler.", "0, ")
+        sibling = "Here = 1\ndef make():\n    global Late\n    Late = 1\n"
+        for line, words in (
+            ("from sibling import Here, Missing", "app.py:1: sibling.py has no Missing"),
+            ("from sibling import Missing as M", "has no Missing"),
+            ("import second", "second.py:1: sibling.py has no Gone"),
+        ):
+            with self.subTest(line):
+                told = self.refusal(line + app, "INPUT_SCHEMA = {}", sibling__py=sibling,
+                                    second__py="from sibling import Gone")  # fmt: skip
+                self.assertEqual(len(told), 1, told)
+                self.assertIn(words, told[0])
+        for line, source in (
+            ("from sibling import Here, Late, __doc__", sibling),
+            ("from sibling import *", sibling),
+            ("try: from sibling import Missing\nexcept ImportError: 0", sibling),
+            ("if x: from sibling import Missing", sibling),
+            ("def f(): from sibling import Missing", sibling),
+            ("def f(): import second", sibling),
+            ("from json import Missing", sibling),
+            ("from sibling import Missing", "def __getattr__(name): 0"),
+            ("from sibling import Missing", "from elsewhere import *"),
+            ("from sibling import Missing", "globals().update(Missing=1)"),
+            ("from sibling import Missing", "import sys\nsys.modules[__name__] = 1"),
+            ("from sibling import Missing", "if __name__ != '__main__': Missing = 1"),
+            ("from sibling import Missing", "match 1:\n    case Missing: 0"),
+        ):
+            with self.subTest(line=line, source=source):
+                self.report(line + app, "INPUT_SCHEMA = {}", sibling__py=source, json__py="",
+                            second__py="from sibling import Gone")  # fmt: skip
+
+    def test_all_faults_of_the_flags(self):
+        """Each with its own line, together with the schema's."""
+        told = self.refusal(GOOD, "INPUT_SCHEMA = {'A': {'datatype': 'STRNG', 'shape': [1]}}\n"
+                                  "IS_STREAMING_OUTPUT = 'True'\nBATCH_SIZE = '4'\nBATCH_WINDOW = -1")  # fmt: skip
+        self.assertEqual([each[:40] for each in told], [
+            "input_schema.py:2: IS_STREAMING_OUTPUT m", "input_schema.py:3: BATCH_SIZE must be a ",
+            "input_schema.py:4: BATCH_WINDOW must be ", "input_schema.py:1: A has the datatype 'S",
+        ])  # fmt: skip
+        told = self.refusal(GOOD, "INPUT_SCHEMA = {}\nBATCH_SIZE = 4\nIS_STREAMING_OUTPUT = True")
+        self.assertEqual([each[:50] for each in told], ["input_schema.py:3: IS_STREAMING_OUTPUT and BATCH_S"])
+
     def test_late_sibling_that_is_no_python(self):
         """One that only a function imports is not what keeps the app from starting."""
         self.report("class InferlessPythonModel:\n def infer(self, i): import broken", "INPUT_SCHEMA = {}",
@@ -314,6 +429,14 @@ class Typed(CheckTest):
         """), out)  # fmt: skip
         self.assertIn("app.py:8: the inputs are read off the source of Question, because", out)
         self.assertIn("""-d '{"prompt": "Hello", "more": """, out)
+
+    def test_dict_in_a_response(self):
+        """It is told as BYTES where the source is all there is, too: JSON was told, which is no datatype of v2."""
+        folder = self.folder(PYDANTIC.replace("scores: List[float]", "scores: dict"))
+        (folder / "input_schema.py").unlink()
+        with unittest.mock.patch.dict(sys.modules, {"pydantic": None}):
+            out = self.check(folder)[1]
+        self.assertRegex(out, r"\n  scores +BYTES +\[1\] +app.py:17\n")
 
     def test_pydantic_that_is_installed(self):
         """Only the classes are executed: the package that the model needs is not there."""
@@ -353,7 +476,79 @@ class Typed(CheckTest):
         (folder / "input_schema.py").unlink()
         status, _, err = self.check(folder)
         self.assertEqual(status, 2)
-        self.assertIn("IS_STREAMING_OUTPUT must be True or False", err)
+        self.assertIn("error: app.py:5: is_streaming_output must be True or False", err)
+
+    def test_all_faults_of_the_config_class(self):
+        """By the names and lines of its fields; with those of the inputs, each at the line of its field."""
+        head = "import inferless\n@inferless.config\nclass Config:\n is_streaming_output = "
+        function = "\n@inferless.method()\ndef go(prompt: str,\n  f: float, stream_output_handler): return {}"
+        told = self.typed_refusal(head + "'yes'\n batch_size = 0.5\n batch_window = -1" + function)
+        self.assertEqual([each[:31] for each in told], [
+            "app.py:4: is_streaming_output m", "app.py:5: batch_size must be a ", "app.py:6: batch_window must be ",
+        ])  # fmt: skip
+        told = self.typed_refusal(head + "True\n batch_size = 4" + function)
+        self.assertEqual(
+            [each[:39] for each in told],
+            ["app.py:4: is_streaming_output and batch", "app.py:8: f has the datatype FP64, but "],
+        )
+
+    def test_faults_of_a_request_class(self):
+        """Each at the line of its field."""
+        try:
+            import pydantic  # noqa: F401
+        except ImportError:
+            self.skipTest("pydantic is not installed")
+        app = PYDANTIC.replace("@inferless.response", "@inferless.config\n    class C: is_streaming_output = True\n"
+                               "    @inferless.response")  # fmt: skip
+        told = self.typed_refusal(app)
+        self.assertEqual(len(told), 2, told)
+        self.assertTrue(told[0].startswith("app.py:10: temperature has the datatype FP64"), told)
+        self.assertTrue(told[1].startswith("app.py:11: sizes has the shape [-1]"), told)
+
+    def test_names_of_a_class_that_is_read_off_its_source(self):
+        """A literal alias is the input's name; pydantic's own settings and private attributes are no fields."""
+        app = """
+            import inferless
+            from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+            @inferless.request
+            class Question(BaseModel):
+                model_config = ConfigDict(extra="forbid")
+                _cache: dict = PrivateAttr({})
+                a: str = Field(alias="imageURL")
+                b: str = Field(alias="no", validation_alias="imageSize", examples=["x"])
+                c: str = Field(alias=NAME)
+            @inferless.response
+            class Answer(BaseModel):
+                d: str = Field(serialization_alias="D", alias="no")
+                e: str = Field(alias="E")
+            class InferlessPythonModel:
+                def infer(self, request: Question) -> Answer:
+                    return Answer(d=request.a, e=request.b + request.c)
+        """
+        folder = self.folder(app)
+        (folder / "input_schema.py").unlink()
+        with unittest.mock.patch.dict(sys.modules, {"pydantic": None}):
+            status, out, err = self.check(folder)
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn(textwrap.dedent("""\
+            inputs
+              name       type  shape  required  example
+              imageURL   str   [1]    yes
+              imageSize  str   [1]    yes       "x"
+              c          str   [1]    yes
+
+            outputs
+              name  type   shape  line
+              D     BYTES  [1]    app.py:13
+              E     BYTES  [1]    app.py:14
+        """), out)  # fmt: skip
+        self.assertNotIn("never reads", out)
+        folder = self.folder(app.replace("=NAME", '="C"').replace("request.a,", "(request.a, request._cache),"))
+        (folder / "input_schema.py").unlink()
+        status, out, err = self.check(folder)
+        self.assertEqual((status, err), (0, ""))
+        self.assertNotIn("the request class does not have", out)
+        self.assertNotIn("never reads", out)
 
 
 class Process(TestCase):

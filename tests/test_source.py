@@ -11,7 +11,7 @@ from typing import Any
 
 from inferless_shim import sdk
 from inferless_shim.check import doubts, guesses, unbound
-from inferless_shim.check.partial import NotHere, partial_function, partial_module
+from inferless_shim.check.partial import NotHere, partial_class, partial_function
 from inferless_shim.check.sending import Declared
 from inferless_shim.check.source import Source, read_source
 from inferless_shim.check.syntax import Doubt
@@ -209,7 +209,10 @@ class WhatTheAppIs(SourceTest):
                 self.source(app)
             self.assertIn(words, str(caught.exception))
         folder = self.folder("")
-        (folder / "app.py").write_bytes(b"# \xff\n")
+        (folder / "app.py").write_bytes(b"x = 1\n# \xff\ny = z\n")  # CPython minds it in code alone
+        self.assertEqual(list(read_source(folder).app.bindings), ["x", "y"])
+        self.assertEqual([each.line for each in unbound.doubts(read_source(folder).app)], [3])
+        (folder / "app.py").write_bytes(b"x = 1\ny = '\xff'\n")
         with self.assertRaises(StartupError) as caught:
             read_source(folder)
         self.assertIn("app.py:", str(caught.exception))
@@ -445,7 +448,8 @@ class Doubts(SourceTest):
             with self.subTest(signature):
                 self.assert_told(self.told("f(inputs)", signature=signature, inputs=schema), (9, words))
         for signature in ("self, A, B, C", "self, A, B, **more", "self, inputs", "self, *args", "self, inputs, handler",
-                          "self, inputs, handler=None, more=None", "self, inputs, *, seed=1"):  # fmt: skip
+                          "self, inputs, handler=None, more=None", "self, inputs, *, seed=1",
+                          "self, inputs, *, stream_output_handler"):  # fmt: skip
             with self.subTest(signature):
                 self.assertEqual(self.told("f(inputs, *args)", signature=signature, inputs=schema), [])
 
@@ -456,6 +460,12 @@ class Doubts(SourceTest):
         self.assert_told(found, (10, "os._exit ends the server"), (11, "fails the request"), (12, "terminal"),
                          (13, "os.kill"), (15, "keeps the app from starting"), (16, "main thread"))  # fmt: skip
         self.assertEqual(self.told("input = f\ninput()"), [])
+
+    def test_calls_that_end_a_request_of_another_name(self):
+        """What is said does not hang on the name of the function that stands for infer."""
+        source = self.source("import sys\n" + CLASS + " def go(self, i): sys.exit()\n infer = go")
+        found = doubts.find(source, Declared(None, False, False))
+        self.assert_told(found, (3, "fails the request"))
 
     def test_calls_that_block_the_import(self):
         """At the module's own level; not under the main guard."""
@@ -530,12 +540,13 @@ class Partial(SourceTest):
 
         self.addCleanup(put_back)
 
-    def module(self, app: str, **files: str) -> Any:
-        return partial_module(self.source(app, **files), "request")
+    def made(self, app: str, **files: str) -> Any:
+        source = self.source(app, **files)
+        return partial_class(source, source.chosen("request"))
 
     def test_only_what_is_needed(self):
         """Bases, enums, constants, aliases, guarded imports, string annotations, helpers; no model, no torch."""
-        made = self.module("""
+        made = self.made("""
             from __future__ import annotations
             import inferless, torch, json
             from typing import List, Optional
@@ -564,8 +575,8 @@ class Partial(SourceTest):
                 model = AutoModel.from_pretrained("x")
                 def infer(self, request: Question): 0
         """)
-        self.assertEqual((made.Question.size.value, made.Question.sizes), ("big", [3, 2]))
-        self.assertEqual(made.Question.__module__, "app")
+        self.assertEqual((made.size.value, made.sizes), ("big", [3, 2]))
+        self.assertEqual(made.__module__, "app")
 
     def test_classes_of_siblings(self):
         """In whatever style they are imported, packages too."""
@@ -576,13 +587,13 @@ class Partial(SourceTest):
                            ("from pkg import kinds", "kinds.Base")):  # fmt: skip
             with self.subTest(head):
                 app = f"import inferless\n{head}\n@inferless.request\nclass Question({name}): 0\n"
-                made = self.module(app, kinds=base, pkg__kinds=base)
-                self.assertEqual(made.Question.x, 1)
+                made = self.made(app, kinds=base, pkg__kinds=base)
+                self.assertEqual(made.x, 1)
 
     def test_what_raises_is_told_with_its_line(self):
         """A StartupError of the app's own mistake; NotHere where what it needs is not executed."""
         with self.assertRaises(StartupError) as caught:
-            self.module("import inferless\n@inferless.request\nclass Q:\n  x = 1 / 0\n")
+            self.made("import inferless\n@inferless.request\nclass Q:\n  x = 1 / 0\n")
         self.assertNotIsInstance(caught.exception, NotHere)
         self.assertIn("app.py:4: ZeroDivisionError", str(caught.exception))
         for app, words in (
@@ -591,7 +602,7 @@ class Partial(SourceTest):
             ("import inferless, pydantic.nope\n@inferless.request\nclass Q(pydantic.Nope): 0\n", "pydantic"),
         ):
             with self.subTest(app), self.assertRaises(NotHere) as caught:
-                self.module(app)
+                self.made(app)
             self.assertIn(words, str(caught.exception))
 
     def test_parameters_of_infer(self):

@@ -1,7 +1,7 @@
 """Doubts about an app that its sources raise: what will fail, or be otherwise than its author may think.
 
 Each is a line and a sentence with the remedy. A doubt that is wrong costs more than one that is missing: where a
-program could well be right, nothing is said.
+program could well be right, nothing is said. What the server is sure to refuse is no doubt but a fault.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping
 
+from ..loader import SCHEMA_FILE
+from ..parts import CLASS_NAME
 from ..signatures import InferCall, how_infer_is_called
 from ..strictjson import nearest, quoted
 from . import sending, sharing, unbound
 from .guesses import Guesser, answers, is_name, reached
 from .sending import Declared
-from .source import Source
+from .source import Entry, Source
 from .syntax import TRIES, Doubt, Method, is_caught, is_stored, text_of
 
 ALWAYS_THERE = {"inferless", "awq"}
@@ -38,6 +40,66 @@ def find(source: Source, declared: Declared) -> list[Doubt]:
         found += sending.doubts(source, infer, call, declared)
         found += batches(source, infer) if declared.batched else inputs(infer, call, declared)
     return sorted(set(found))
+
+
+# ---- What the server refuses
+
+
+def faults(source: Source) -> Iterator[str]:
+    """Yield what the server is sure to refuse in the app's sources."""
+    needed = {each.package for each in source.imports() if not (each.optional or each.late)}
+    for module, fault in source.unreadable.items():
+        if module.partition(".")[0] in needed and module != "input_schema":
+            yield fault
+    yield from unbound.failing_imports(source)
+    entry = source.entry
+    if entry is None:
+        yield from faults_without_entry(source)
+    else:
+        yield from faults_of_methods(source, entry)
+
+
+def faults_without_entry(source: Source) -> Iterator[str]:
+    wanted = "with the methods initialize, infer and finalize"
+    if not source.opaque:
+        yield f"app.py has no class {CLASS_NAME}; an Inferless app defines it {wanted}."
+    elif place := source.place_of_no_class():
+        yield f"{place}: {CLASS_NAME} is no class; an Inferless app defines it as a class {wanted}."
+
+
+def faults_of_methods(source: Source, entry: Entry) -> Iterator[str]:
+    """Yield what keeps an app from being made, started or called. What another one may have bound is not judged."""
+    infer, initialize = entry.roles.get("infer"), entry.roles.get("initialize")
+    init = entry.methods.get("__init__") if entry.whole and "__new__" not in {*entry.methods, *entry.unseen} else None
+    if entry.cls is not None and entry.whole and infer is None and "infer" not in entry.unseen:
+        yield f"{entry.file.shown}:{entry.cls.lineno}: class {entry.cls.name} has no method infer."
+    if infer is not None and is_known(source, infer) and not signature_of(infer).parameters:
+        yield f"{place_of(infer)}: infer takes no inputs; write infer(self, inputs)."
+    if init is not None and entry.cls is not None and is_known(source, init) and needs(init):
+        told = f"{entry.cls.name}() gets no arguments, but __init__ needs {', '.join(needs(init))}"
+        yield f"{place_of(init)}: {told}; give each a default."
+    if initialize is not None and is_known(source, initialize):
+        by_name = {each.arg for each in initialize.node.args.kwonlyargs}
+        lacking = [name for name in needs(initialize) if name in by_name]
+        if lacking:
+            told = f"{initialize.name} needs {', '.join(lacking)} by name, which nothing passes"
+            yield f"{place_of(initialize)}: {told}; give it a default."
+
+
+def is_known(source: Source, method: Method) -> bool:
+    """Whether a method is sure to be called with the parameters that its source has."""
+    return source.is_bare(method) and not source.is_clever
+
+
+def place_of(method: Method) -> str:
+    return f"{method.file.shown}:{method.node.lineno}"
+
+
+def needs(method: Method) -> list[str]:
+    """Return the parameters without a default."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = signature_of(method).parameters.values()
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in several]
 
 
 # ---- How infer is called
@@ -90,7 +152,7 @@ def conventions(infer: Method, call: InferCall | None, declared: Declared) -> It
     given = 1 if call.handler is None else 2
     needed = [each for each in parameters if each.default is kinds.empty and each.kind is not kinds.VAR_KEYWORD]
     extra = [each.name for each in needed if each.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)][given:]
-    extra += [each.name for each in needed if each.kind is kinds.KEYWORD_ONLY]
+    extra += [each.name for each in needed if each.kind is kinds.KEYWORD_ONLY and each.name != call.handler]
     if extra:
         told = f"nothing is passed for infer's {', '.join(extra)}: every request fails with a TypeError"
         yield infer.doubt(infer.node, f"{told}; write infer(self, inputs), with a stream_output_handler if it streams.")
@@ -211,9 +273,7 @@ def repeated_inputs(source: Source) -> Iterator[Doubt]:
     seen: set[str] = set()
     for name, line in source.schema_lines:
         if name in seen:
-            yield Doubt(
-                "input_schema.py", line, f"{quoted(name)} stands there twice, and the last one counts; remove one."
-            )
+            yield Doubt(SCHEMA_FILE, line, f"{quoted(name)} stands there twice, and the last one counts; remove one.")
         seen.add(name)
 
 
@@ -227,7 +287,7 @@ def ends(source: Source, infer: Method) -> Iterator[Doubt]:
         for method in reached(source, start):
             for node in ast.walk(method.node):
                 if isinstance(node, ast.Call):
-                    told = end_of(called_name(source, method, node), start.name)
+                    told = end_of(called_name(source, method, node), start is infer)
                     if told:
                         yield method.doubt(node, told)
 
@@ -240,11 +300,11 @@ def called_name(source: Source, method: Method, node: ast.Call) -> str:
     return known or (node.func.id if isinstance(node.func, ast.Name) and node.func.id not in local else "")
 
 
-def end_of(name: str, where: str) -> str:
+def end_of(name: str, in_infer: bool) -> str:
     if name in ENDS_PROCESS:
         return f"{name} ends the server and every request in it; raise an exception instead."
     if name in ENDS_REQUEST:
-        fails = "fails the request, and does not end the server" if where == "infer" else "keeps the app from starting"
+        fails = "fails the request, and does not end the server" if in_infer else "keeps the app from starting"
         return f"{name} {fails}; raise an exception that says what is wrong."
     if name == "signal.signal":
         return "signal.signal works on the main thread alone, where an app does not run; remove it."

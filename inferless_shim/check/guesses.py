@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..schema import Input, Schema
+from ..tensors import v2_name
 from .source import Field, Marked, Source, literal_of
 from .syntax import Method, own, targets_of, text_of, with_same
 
@@ -267,13 +269,32 @@ class Guesser:
 
 def class_schema(source: Source, marked: Marked) -> Schema:
     """Make a schema of a request class's source: for showing it, not for checking requests."""
-    return Schema({each.name: field_input(each) for each in source.fields(marked) if each.annotation}, [])
+    return Schema({input_name(each): field_input(each) for each in source.fields(marked) if each.annotation}, [])
+
+
+def input_name(field: Field) -> str:
+    """Return the name by which a request sends a field: a literal alias goes before its own."""
+    options = options_of(field)
+    return next((name for key in ("validation_alias", "alias") if type(name := options.get(key)) is str), field.name)
+
+
+def output_name(field: Field) -> str:
+    options = options_of(field)
+    return next((name for key in ("serialization_alias", "alias") if type(name := options.get(key)) is str), field.name)
+
+
+def options_of(field: Field) -> dict[str | None, Any]:
+    """Return the literals that are given to `Field(…)` by name."""
+    default = ast.parse(field.default, mode="eval").body if field.default is not None else None
+    if not (isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field")):
+        return {}
+    return {each.arg: literal_of(ast.unparse(each.value)) for each in default.keywords}
 
 
 def class_outputs(source: Source, marked: Marked) -> list[Output]:
     inputs = [(each, field_input(each)) for each in source.fields(marked) if each.annotation]
     return [
-        Output(each.name, made.datatype.replace("STRING", "BYTES"), made.shape, marked.file.shown, each.line)
+        Output(output_name(each), v2_name(made.datatype), made.shape, marked.file.shown, each.line)
         for each, made in inputs
     ]
 
@@ -290,7 +311,7 @@ def field_input(field: Field) -> Input:
     default = ast.parse(field.default, mode="eval").body if field.default is not None else None
     required, example = default is None and bare == annotation.replace("None", ""), None
     if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("Field"):
-        options = {each.arg: literal_of(ast.unparse(each.value)) for each in default.keywords}
+        options = options_of(field)
         first = default.args[0] if default.args else None
         required = not (options.keys() & {"default", "default_factory"}) and (first is None or is_ellipsis(first))
         shown = options.get("examples") or options.get("example") or options.get("default")
@@ -298,7 +319,7 @@ def field_input(field: Field) -> Input:
     elif default is not None:
         required, example = is_ellipsis(default), literal_of(field.default)
     shape = (1,) if datatype == "JSON" else shape
-    return Input(field.name, datatype, shape, required, None if example is ... else example)
+    return Input(input_name(field), datatype, shape, required, None if example is ... else example)
 
 
 def is_ellipsis(node: ast.expr) -> bool:

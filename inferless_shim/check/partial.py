@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import StartupError
-from .source import Source
+from .source import Marked, Source
 from .syntax import FUNCTIONS, File, bound_names, module_of, targets_of, text_of
 
 PACKAGES = {"pydantic", "pydantic_core", "pydantic_settings", "typing_extensions", "annotated_types", "inferless"}
@@ -34,30 +34,16 @@ class NotHere(StartupError):
     """The declarations need something that is not installed here, or that is not executed for a check."""
 
 
-def partial_module(source: Source, *marks: str) -> ModuleType:
-    """Execute what the classes marked with `request`, `response`, `config` need; all three if none is named.
-
-    Returns the module that has them. Raises NotHere, or StartupError with the line of what raised.
-    """
-    found = [source.chosen(mark) for mark in marks or ("request", "response", "config")]
-    wanted: dict[str, set[str]] = {}
-    for each in found:
-        if each is not None:
-            wanted.setdefault(each.file.module, set()).add(each.node.name)
-    executor = Executor(source)
-    module = ModuleType("app")
-    for name, names in wanted.items():
-        file = source.file(name)
-        assert file is not None
-        made = executor.execute(file, names)
-        vars(module).update({each: vars(made)[each] for each in names if each in vars(made)})
-    return module
+def partial_class(source: Source, marked: Marked) -> Any:
+    """Execute what a class needs, and return it. Raises NotHere, or StartupError with the line of what raised."""
+    made = Executor(source).execute(marked.file, {marked.node.name})
+    return getattr(made, marked.node.name)
 
 
 def partial_function(source: Source) -> Callable[..., Any]:
     """Return a function that has the parameters of `infer`, with their annotations and defaults, and does nothing.
 
-    Raises what partial_module raises.
+    Raises what partial_class raises.
     """
     infer = source.entry.roles["infer"] if source.entry is not None else None
     assert infer is not None

@@ -6,6 +6,7 @@ pydantic app (`partial`). What cannot be right is an error, and the exit status 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import logging
@@ -20,19 +21,25 @@ from .. import environment, loader, sdk, typed
 from ..config import Settings
 from ..errors import StartupError
 from ..loader import App, Flags
-from ..schema import Input
+from ..schema import EXCLUSIVE, Input, Rules, compile_schema
 from ..signatures import how_functions_are_called
 from ..usage import curl_line
 from . import doubts, guesses
-from .partial import NotHere, partial_function, partial_module
+from .partial import NotHere, partial_class, partial_function
 from .sending import Declared
-from .source import CLASS_NAME, METHODS, Marked, Source, read_source, schema_lines
-from .syntax import Doubt, parse
+from .source import METHODS, Marked, Source, read_source, schema_lines
+from .syntax import Doubt, Method, bound_names, parse
 
 EXIT_FAULTY = 2
 WIDTH = 100  # of the report's tables, where an example would make them wider
 NARROWEST = 24
 ENV_WARNING = re.compile(r"(\S+) line ([0-9]+): ")
+# Inferless's flags, and what they are called in a class that `@inferless.config` decorates.
+FLAGS = {
+    "IS_STREAMING_OUTPUT": "is_streaming_output",
+    "BATCH_SIZE": "batch_size",
+    "BATCH_WINDOW": "batch_window",
+}
 # What a pydantic class has beside its fields.
 MEMBERS = {"dict", "json", "copy", "model_dump", "model_dump_json", "model_copy", "model_fields", "model_extra"}
 
@@ -42,6 +49,7 @@ class Findings:
     """What was found in a folder so far. `types` are the annotations of a class that could not be executed."""
 
     folder: Path
+    relaxed: bool = False
     errors: list[str] = field(default_factory=list)
     doubts: list[Doubt] = field(default_factory=list)
     source: Source | None = None
@@ -70,7 +78,7 @@ def check(settings: Settings) -> int:
 
 def examine(settings: Settings) -> Findings:
     """Read the folder as far as it can be read; what stops one part does not stop the others."""
-    found = Findings(settings.model)
+    found = Findings(settings.model, settings.relaxed_schema)
     if (found.folder / "app.py").is_file():
         with telling(found):
             found.source = read_source(found.folder)
@@ -83,7 +91,7 @@ def examine(settings: Settings) -> Findings:
         elif found.source is not None and not declaring_file(found.folder):
             found.errors += inputs_read(found.source)
     if found.source is not None:
-        found.errors += faults_of(found.source)
+        found.errors += doubts.faults(found.source)
         if found.app is not None and not found.errors:
             complete(found, found.source, found.app, settings)
     return found
@@ -96,6 +104,15 @@ def telling(found: Findings) -> Iterator[None]:
         yield
     except StartupError as error:
         found.errors += schema_errors(found, str(error))
+
+
+@contextlib.contextmanager
+def telling_of(found: Findings, source: Source, declared: Marked | Method) -> Iterator[None]:
+    """Tell the faults of what a class or the parameters of `infer` declare, as `telling` does."""
+    try:
+        yield
+    except StartupError as error:
+        found.errors += class_errors(found, source, str(error), declared)
 
 
 def look_at_schema(found: Findings, settings: Settings) -> None:
@@ -127,35 +144,72 @@ def schema_errors(found: Findings, message: str) -> list[str]:
     if not message.startswith(prefix):
         return [message]
     told = message.removeprefix(prefix).split("\n")
+    if told[0].startswith(tuple(f"{flag} must be" for flag in FLAGS)):
+        told = faults_of_schema(found)
     try:
-        lines = dict(schema_lines(parse(found.folder / loader.SCHEMA_FILE, "input_schema", loader.SCHEMA_FILE)))
+        file = parse(found.folder / loader.SCHEMA_FILE, "input_schema", loader.SCHEMA_FILE)
+        lines = {name: file.bindings[name].lineno for name in FLAGS if name in file.bindings} | dict(schema_lines(file))
     except StartupError:
         lines = {}
     return [f"{loader.SCHEMA_FILE}:{schema_line(lines, sentence)}: {sentence}" for sentence in told]
 
 
-def schema_line(lines: Mapping[str, int], sentence: str) -> int:
-    """Return the line of the input that a sentence is about; 1 if it is about none of those in `lines`."""
+def faults_of_schema(found: Findings) -> list[str]:
+    """Return all faults of the flags, the first of which stops the server, and of the schema; it has been executed."""
+    path, values = found.folder / loader.SCHEMA_FILE, vars(sys.modules["input_schema"])
+    flags, faults = good_flags(path, values)
+    try:
+        rules = Rules(flags.streaming, flags.batch_size > 0, found.relaxed)
+        compile_schema(values.get("INPUT_SCHEMA", {}), rules)
+    except StartupError as error:
+        faults += str(error).split("\n")
+    return faults
+
+
+def good_flags(path: Path, values: Mapping[str, object]) -> tuple[Flags, list[str]]:
+    """Return what the flags that are right say, and a sentence for each of the others."""
+    good, faults = {}, []
+    for name in (each for each in FLAGS if each in values):
+        try:
+            loader.read_flags(path, {name: values[name]})
+            good[name] = values[name]
+        except StartupError as error:
+            faults.append(str(error).removeprefix(f"{path}: "))
+    return loader.read_flags(path, good), faults
+
+
+def schema_line(lines: Mapping[str, int], sentence: str, default: int = 1) -> int:
+    """Return the line of the input that a sentence is about; `default` if it is about none of those in `lines`."""
     subject = sentence.removeprefix("An example in INPUT_SCHEMA does not fit: ")
     names = [name for name in lines if subject.startswith(f"{name} ")]
-    return lines[max(names, key=len)] if names else 1
+    return lines[max(names, key=len)] if names else default
 
 
-def faults_of(source: Source) -> Iterator[str]:
-    """Yield what the server is sure to refuse in the app's sources."""
-    needed = {each.package for each in source.imports() if not (each.optional or each.late)}
-    for module, fault in source.unreadable.items():
-        if module.partition(".")[0] in needed and module != "input_schema":
-            yield fault
-    entry = source.entry
-    if entry is None and not source.opaque:
-        wanted = "an Inferless app defines it with the methods initialize, infer and finalize"
-        yield f"app.py has no class {CLASS_NAME}; {wanted}."
-    if entry is not None and entry.cls is not None and entry.whole and "infer" not in entry.roles:
-        yield f"{entry.file.shown}:{entry.cls.lineno}: class {entry.cls.name} has no method infer."
-    infer = entry.roles.get("infer") if entry is not None else None
-    if infer is not None and not doubts.signature_of(infer).parameters:
-        yield f"{infer.file.shown}:{infer.node.lineno}: infer takes no inputs; write infer(self, inputs)."
+def class_errors(found: Findings, source: Source, message: str, declared: Marked | Method) -> list[str]:
+    """Make one error of each fault of a class, or of the parameters of `infer`, with the line of the field."""
+    if isinstance(declared, Marked):
+        lines = {guesses.input_name(each): each.line for each in source.fields(declared)}
+    else:
+        lines = {each.arg: each.lineno for each in ast.walk(declared.node.args) if isinstance(each, ast.arg)}
+    told = []
+    for sentence in message.split("\n"):
+        if sentence == EXCLUSIVE:
+            told += flag_errors(found, source, sentence)
+        else:
+            line = schema_line(lines, sentence, declared.node.lineno)
+            told.append(f"{declared.file.shown}:{line}: {sentence}")
+    return told
+
+
+def flag_errors(found: Findings, source: Source, sentence: str) -> list[str]:
+    """Make an error of a fault of the flags, which speaks of them as the app does."""
+    config = source.chosen("config")
+    if config is None:
+        return schema_errors(found, f"{found.folder / loader.SCHEMA_FILE}: {sentence}")
+    for flag, name in FLAGS.items():
+        sentence = sentence.replace(flag, name)
+    lines = {each.name: each.line for each in source.fields(config)}
+    return [f"{config.file.shown}:{schema_line(lines, sentence, config.node.lineno)}: {sentence}"]
 
 
 def complete(found: Findings, source: Source, app: App, settings: Settings) -> None:
@@ -198,23 +252,27 @@ def env_doubt(warning: str) -> Doubt:
 def declare(found: Findings, source: Source, app: App, settings: Settings) -> None:
     """Give an app that declares its inputs in `app.py` its flags and schema. Raises StartupError."""
     if source.chosen("config") is not None:
-        app.flags = loader.read_flags(found.folder / "app.py", loader.config_flags(config_of(source)))
-    rules = (app.streaming, app.batched, settings.relaxed_schema)
+        app.flags, wrong = good_flags(found.folder / "app.py", loader.config_flags(config_of(source)))
+        found.errors += [error for sentence in wrong for error in flag_errors(found, source, sentence)]
+    rules = Rules(app.streaming, app.batched, settings.relaxed_schema)
     request, entry = source.chosen("request"), source.entry
     if request is not None:
         try:
-            made = getattr(partial_module(source, "request"), request.node.name)
-            app.schema = typed.RequestSchema(made, *rules)
+            made = partial_class(source, request)
         except NotHere as error:
             app.schema = guesses.class_schema(source, request)
-            found.types = {each.name: each.annotation for each in source.fields(request)}
+            found.types = {guesses.input_name(each): each.annotation for each in source.fields(request)}
             told = f"the inputs are read off the source of {request.node.name}, because {error}"
             found.doubts.append(Doubt(request.file.shown, request.node.lineno, told))
+            return
+        with telling_of(found, source, request):
+            app.schema = typed.RequestSchema(made, rules)
     elif entry is not None and "infer" in entry.roles and source.role(entry.roles["infer"]):
         try:
             function = partial_function(source)
             _, inputs = how_functions_are_called(function, streaming=app.streaming)
-            app.schema = typed.SignatureSchema(function, inputs, *rules)
+            with telling_of(found, source, entry.roles["infer"]):
+                app.schema = typed.SignatureSchema(function, inputs, rules)
         except TypeError:
             raise StartupError(f"{found.folder / 'app.py'}: infer takes no inputs; give it a parameter.") from None
         except NotHere as error:
@@ -230,7 +288,7 @@ def config_of(source: Source) -> dict[str, object]:
     if config is None:
         return {}
     try:
-        return dict(sdk.config_of(getattr(partial_module(source, "config"), config.node.name)))
+        return dict(sdk.config_of(partial_class(source, config)))
     except NotHere:
         return source.config_values()
 
@@ -243,7 +301,7 @@ def declared_outputs(found: Findings, source: Source) -> list[guesses.Output]:
     lines = {each.name: each.line for each in source.fields(response)}
     with telling(found):
         try:
-            made = getattr(partial_module(source, "response"), response.node.name)
+            made = partial_class(source, response)
             return [
                 guesses.Output(name, datatype, tuple(shape), response.file.shown, lines.get(name, response.node.lineno))
                 for name, datatype, shape in typed.ResponseSchema(made).outputs
@@ -263,7 +321,9 @@ def is_plain(source: Source, marked: Marked) -> bool:
 def members_of(source: Source, marked: Marked) -> frozenset[str]:
     """Return the names that a request class has beside its fields."""
     chain = source.with_bases(marked.file, marked.node)
-    own = {getattr(node, "name", "") for _, cls in chain for node in cls.body}
+    body = [node for _, cls in chain for node in cls.body]
+    own = {name for node in body for name in bound_names(node)}
+    own |= {ast.unparse(node.target) for node in body if isinstance(node, ast.AnnAssign)}
     return frozenset(own | MEMBERS)
 
 

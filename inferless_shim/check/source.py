@@ -8,31 +8,39 @@ decides only while it runs is not seen here.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import StartupError
+from ..parts import CLASS_NAME
 from .syntax import (
     FUNCTIONS,
     File,
     Function,
     Import,
     Method,
+    attributes_set,
+    bound_names,
     found_imports,
     imported_modules,
+    is_plain_class,
+    is_self,
     module_of,
     parse,
     targets_of,
     text_of,
+    top_level,
 )
 
-CLASS_NAME = "InferlessPythonModel"
 SCHEMA = "INPUT_SCHEMA"
 METHODS = ("initialize", "infer", "finalize")
 # What a method of `inferless.Cls(…)` decorates, and the method that it then stands for.
 ROLES = {"load": "initialize", "infer": "infer"}
+BARE = {"staticmethod", "classmethod"}  # decorators that leave a function's parameters as they are
+CLEVER = {"exec", "globals", "locals", "vars"}  # calls that may bind any name
 ROOTS = {"object", "ABC", "Protocol", "Generic"}  # base classes that bring no methods of an app
 DEEPEST = 20  # names that lead to names, classes that have bases
 
@@ -41,13 +49,15 @@ DEEPEST = 20  # names that lead to names, classes that have bases
 class Entry:
     """What stands for the app: a class, or functions of a module (then `cls` is None).
 
-    `roles` are initialize, infer and finalize, as far as they are there; `whole` says that every base class is known.
+    `roles` are initialize, infer and finalize, as far as they are there. `unseen` are names that something binds which
+    is no function of the folder, or not always the same; `whole` says that all that may bring methods is known.
     """
 
     file: File
     cls: ast.ClassDef | None
     methods: dict[str, Method]
     roles: dict[str, Method]
+    unseen: frozenset[str] = frozenset()
     whole: bool = True
 
 
@@ -195,17 +205,61 @@ class Source:
 
     def _class_entry(self, file: File, cls: ast.ClassDef) -> Entry:
         chain = self.with_bases(file, cls)
-        methods = {
-            node.name: Method(owner, node, self_name(node))
-            for owner, each in reversed(chain)
-            for node in each.body
-            if isinstance(node, FUNCTIONS)
-        }
+        methods: dict[str, Method] = {}
+        unseen: set[str] = set()
+        for owner, name, node, is_sure in [*class_bindings(chain), *self._patches(chain)]:
+            is_one_of_several = not is_sure and (name in methods or name in unseen)
+            made = None if is_one_of_several else self._method(owner, node, methods)
+            methods.pop(name, None)
+            unseen.discard(name)
+            if made is not None:
+                methods[name] = made
+            else:
+                unseen.add(name)
         roles = {name: methods[name] for name in METHODS if name in methods}
         roles.update({role: each for each in methods.values() if (role := self.role(each))})
         bases = [(owner, base) for owner, each in chain for base in each.bases]
         whole = all(self.class_of(*each) or ast.unparse(each[1]).rpartition(".")[2] in ROOTS for each in bases)
-        return Entry(file, cls, methods, roles, whole)
+        whole = whole and not self.is_clever and all(is_plain_class(each) for _, each in chain)
+        return Entry(file, cls, methods, roles, frozenset(unseen), whole)
+
+    def _method(self, file: File, node: ast.AST, methods: dict[str, Method]) -> Method | None:
+        """Return the method that a definition or a value makes; None if the folder does not say."""
+        if isinstance(node, FUNCTIONS):
+            return Method(file, node, self_name(node))
+        if isinstance(node, ast.Name) and node.id in methods:
+            return methods[node.id]
+        known = self.function_of(file, node) if isinstance(node, (ast.Name, ast.Attribute)) else None
+        return Method(known.file, known.node, self_name(known.node)) if known is not None else None
+
+    def _patches(self, chain: list[tuple[File, ast.ClassDef]]) -> Iterator[Binding]:
+        """Yield what any file assigns to one of the classes from outside."""
+        for file in self.files:
+            sure = {id(each) for each in file.tree.body}
+            for node in ast.walk(file.tree):
+                for owner, name, value in attributes_set(node):
+                    if self.class_of(file, owner) in chain:
+                        yield file, name, value, id(node) in sure
+
+    @cached_property
+    def is_clever(self) -> bool:
+        """Whether any file may bind an attribute of a class in a way that is not seen."""
+        nodes = [(file, node) for file in self.files for node in ast.walk(file.tree)]
+        for file, node in nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                given = [*node.args, None, None]
+                is_open = node.func.id == "setattr" and not is_self(given[0]) and text_of(given[1]) is None
+                if node.func.id in CLEVER or is_open:
+                    return True
+            for owner, name, _ in attributes_set(node):
+                if name in METHODS and not is_self(owner) and self.class_of(file, owner) is None:
+                    return True
+        return False
+
+    def is_bare(self, method: Method) -> bool:
+        """Whether a function is called with the parameters that stand there: nothing unknown decorates it."""
+        names = [(ast.unparse(each), self.full_name(method.file, each)) for each in method.node.decorator_list]
+        return all(text in BARE or name.startswith("inferless.") for text, name in names)
 
     def _function_entry(self) -> Entry | None:
         found = [self.function_of(self.app, ast.Name(name)) for name in self.app.bindings]
@@ -228,6 +282,24 @@ class Source:
         calls = [node.func for node in ast.walk(self.app.tree) if isinstance(node, ast.Call)]
         made = any(isinstance(each, ast.Name) and each.id in ("exec", "globals", "setattr", "vars") for each in calls)
         return bool(meant) or made or any(not self.file(module_of(self.app, star)) for star in self._stars(self.app))
+
+    def place_of_no_class(self) -> str:
+        """Return where the name of the app's class is bound to a function or an object; "" if it may be a class."""
+        found = self.definition(self._bound(self.app, CLASS_NAME))
+        nodes = [node for file in self.files for node in ast.walk(file.tree)]
+        rebound = any(isinstance(node, ast.Global) and CLASS_NAME in node.names for node in nodes)
+        if found is None or rebound or self.is_clever:
+            return ""
+        file, statement = found
+        if statement not in file.tree.body or CLASS_NAME not in bound_names(statement):
+            return ""
+        made = None
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
+            made = self.class_of(file, statement.value.func)
+        entry = self._class_entry(*made) if made is not None else None
+        is_object = entry is not None and entry.whole and "__new__" not in {*entry.methods, *entry.unseen}
+        is_function = isinstance(statement, FUNCTIONS) and not statement.decorator_list
+        return f"{file.shown}:{statement.lineno}" if is_object or is_function else ""
 
     def marked(self, mark: str) -> list[Marked]:
         """Return the classes that `@inferless.<mark>` decorates, in any style of import, with or without a call."""
@@ -266,7 +338,7 @@ class Source:
                 value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
                 targets = [node.target] if isinstance(node, ast.AnnAssign) else targets_of(node)
                 for target in targets:
-                    if isinstance(target, ast.Name) and not annotation.startswith(("ClassVar", "typing.ClassVar")):
+                    if isinstance(target, ast.Name) and not is_setting(target.id, annotation):
                         default = None if value is None else ast.unparse(value)
                         found[target.id] = Field(target.id, annotation, default, node.lineno)
         return list(found.values())
@@ -298,6 +370,25 @@ def schema_lines(file: File) -> list[tuple[str, int]]:
             elif isinstance(target, ast.Name) and target.id == SCHEMA and isinstance(value, ast.Dict):
                 found += [(key, key.lineno) for key in value.keys if key is not None]
     return [(name, line) for key, line in found if (name := text_of(key)) is not None]
+
+
+Binding = tuple[File, str, ast.AST, bool]  # where, which name, by what, and whether that is sure to run
+
+
+def class_bindings(chain: list[tuple[File, ast.ClassDef]]) -> Iterator[Binding]:
+    """Yield what the bodies of a class and its bases bind, in order, the bases' first."""
+    for file, cls in reversed(chain):
+        sure = {id(each) for each in cls.body}
+        for node in top_level(cls.body):
+            value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+            plain = {each.id for each in targets_of(node) if isinstance(each, ast.Name)}
+            for name in bound_names(node):
+                yield file, name, value if value is not None and name in plain else node, id(node) in sure
+
+
+def is_setting(name: str, annotation: str) -> bool:
+    """Whether a class's attribute is none of its fields, as pydantic has it."""
+    return name == "model_config" or name.startswith("_") or annotation.startswith(("ClassVar", "typing.ClassVar"))
 
 
 def self_name(node: Function) -> str | None:

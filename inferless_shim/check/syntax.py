@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import decode_source
 from pathlib import Path
 
 from ..errors import StartupError
@@ -111,7 +110,7 @@ def parse(path: Path, module: str, shown: str) -> File:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of "\d" in the app's own strings
-            return File(module, shown, path, ast.parse(decode_source(path.read_bytes()), str(path)))
+            return File(module, shown, path, ast.parse(path.read_bytes(), str(path)))
     except SyntaxError as error:
         reason = f"{error.msg}; this is no Python {platform.python_version()}."
         raise StartupError(f"{shown}:{error.lineno or 1}: {reason}") from None
@@ -197,6 +196,29 @@ def targets_of(node: ast.AST) -> list[ast.expr]:
         return [each.optional_vars for each in node.items if each.optional_vars is not None]
     alias = getattr(node, "name", None)  # `type X = …`, since 3.12, alone has a node for a name
     return [alias] if isinstance(alias, ast.Name) else []
+
+
+def attributes_set(node: ast.AST) -> Iterator[tuple[ast.expr, str, ast.AST]]:
+    """Yield owner, name and value of the attributes that a statement sets; itself where no value is to be seen."""
+    for target in targets_of(node):
+        for each in ast.walk(target):
+            if isinstance(each, ast.Attribute) and is_stored(each):
+                value = node.value if isinstance(node, ast.Assign) and each is target else node
+                yield each.value, each.attr, value
+    call = node.value if isinstance(node, ast.Expr) else None
+    if isinstance(call, ast.Call) and ast.unparse(call.func) == "setattr" and len(call.args) == 3:
+        owner, name, value = call.args
+        if (text := text_of(name)) is not None:
+            yield owner, text, value
+
+
+def is_self(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def is_plain_class(cls: ast.ClassDef) -> bool:
+    """Whether nothing but its body and its bases makes a class what it is."""
+    return not cls.decorator_list and all(ast.unparse(each.value).endswith("ABCMeta") for each in cls.keywords)
 
 
 def is_stored(node: ast.Name | ast.Attribute | ast.Subscript) -> bool:

@@ -1,6 +1,7 @@
-"""Doubts about names that nothing binds: the commonest mistake in public apps, found only when the line runs.
+"""Names that nothing binds: the commonest mistake in public apps, found only when the line runs.
 
-What a name means in which scope, `symtable` says, as the compiler would.
+A doubt in a file's own code; a fault where an import at the start wants one of a file of the folder. What a name means
+in which scope, `symtable` says, as the compiler would.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import builtins
 import symtable
 import sys
 from collections.abc import Iterator
-from importlib.util import decode_source
+from importlib.machinery import PathFinder
+from typing import Any
 
-from .syntax import Doubt, File, is_caught, is_stored
+from .source import Source
+from .syntax import Doubt, File, imported_modules, is_caught, is_stored, module_of
 
 # What a module has without saying so.
 ALWAYS = {*dir(builtins), "__file__", "__path__", "__annotations__", "__builtins__", "__class__", "__module__"}
@@ -25,7 +28,8 @@ def doubts(file: File) -> Iterator[Doubt]:
     if binds_unseen(file.tree):
         return
     try:
-        table = symtable.symtable(decode_source(file.path.read_bytes()), file.shown, "exec")
+        code: Any = file.path.read_bytes()  # typeshed knows of str alone
+        table = symtable.symtable(code, file.shown, "exec")
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return
     lazy = annotation_nodes(file.tree) if has_lazy_annotations(file.tree) else set()
@@ -87,3 +91,56 @@ def annotation_nodes(tree: ast.Module) -> set[int]:
     """Return the nodes that stand in annotations, by id."""
     roots = [getattr(node, name, None) for node in ast.walk(tree) for name in ("annotation", "returns")]
     return {id(each) for root in roots if isinstance(root, ast.AST) for each in ast.walk(root)}
+
+
+# ---- Imports from the folder's own files
+
+
+def failing_imports(source: Source) -> Iterator[str]:
+    """Yield the imports that are sure to keep the app from starting: of names that a file of the folder has not."""
+    files = [source.app]
+    for file in files:  # it grows
+        for statement in file.tree.body:  # what lies deeper may not run, or be awaited to fail
+            reached = [sibling_of(source, module) for module in imported_modules(file, statement)]
+            files += [each for each in reached if each is not None and each not in files]
+            if isinstance(statement, ast.ImportFrom):
+                sibling = sibling_of(source, module_of(file, statement))
+                for name in [each.name for each in statement.names]:
+                    if sibling is not None and not may_have(source, sibling, name):
+                        told = f"{sibling.shown} has no {name}, so the app does not start"
+                        yield f"{file.shown}:{statement.lineno}: {told}; define it there."
+
+
+def sibling_of(source: Source, module: str) -> File | None:
+    """Return the folder's file that `import module` reads, unless Python finds another one before it."""
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package == "inferless":
+        return None
+    if source.file(package) is None:  # an installed package goes before a folder without __init__.py
+        spec = PathFinder.find_spec(package) if package else None
+        if spec is not None and spec.origin is not None:
+            return None
+    return source.file(module)
+
+
+def may_have(source: Source, file: File, name: str) -> bool:
+    """Whether a module may have a name: it stands there anywhere, is a submodule, or comes from where nobody looks."""
+    if name == "*" or name.startswith("__") or name in file.bindings or binds_unseen(file.tree):
+        return True
+    nodes = list(ast.walk(file.tree))
+    beside = file.path.parent
+    if file.path.name == "__init__.py" and ((beside / name).exists() or any(beside.glob(f"{name}.*"))):
+        return True
+    if any(isinstance(node, ast.Attribute) and node.attr in ("modules", "__path__") for node in nodes):
+        return True
+    stored = (node for each in source.files for node in ast.walk(each.tree) if isinstance(node, ast.Attribute))
+    return not {name, "__getattr__"}.isdisjoint(names_in(nodes)) or any(
+        node.attr == name and is_stored(node) for node in stored
+    )
+
+
+def names_in(nodes: list[ast.AST]) -> set[str]:
+    """Return all names that stand in a source, whatever for; not those of attributes."""
+    found = {getattr(node, key, None) for node in nodes for key in ("id", "name", "asname", "rest")}
+    found |= {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    return {each.partition(".")[0] for each in found if isinstance(each, str)}
