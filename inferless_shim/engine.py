@@ -153,7 +153,8 @@ class Engine:
             lost = [slot for slot in self._slots if slot.run and slot.run.is_late(now, grace) and not slot.stuck]
             for slot in lost:
                 slot.stuck = True
-            waiting = [job.stream for job in self._backlog.jobs] if lost and self._no_slot_left() else []
+            # Each time: one may have had its place before the last slot was lost, and come after.
+            waiting = [job.stream for job in self._backlog.jobs] if self._no_slot_left() else []
         for _ in lost:
             log.error("infer did not end %g s after its timeout; its slot is lost", grace)
         for stream in waiting:  # or they would wait for ever

@@ -83,7 +83,8 @@ class StreamOutputHandler:
         """
         if not self._stream.is_open:
             self._stream.check_open()  # raises, before anything that an app would swallow
-        output = typed.dumped(output)
+        if not isinstance(output, dict):
+            output = typed.dumped(output)
         if not isinstance(output, dict):
             raise TypeError(f"send_streamed_output takes a dict, not a {type(output).__name__}")
         before = self._schema.kinds

@@ -594,6 +594,22 @@ class TestTimeout(TestCase):
             ],
         )
 
+    def test_job_that_comes_after_the_last_slot_was_lost_is_told(self):
+        """Its place was reserved before that; it waited for ever."""
+        gate = Gate()
+        with running(FakeApp(gate.infer), infer_timeout=1 * MS, stuck_grace=1 * MS) as engine:
+            first = Request(engine, "first")
+            eventually(lambda: gate.entered)
+            engine.reserve()
+            first.late()
+            eventually(lambda: engine.tick() or engine.stuck)
+            stream = Stream(Native(), log_cap=2**20, retry=2)
+            engine.submit(Job(stream, {"TEXT": "late"}))
+            eventually(lambda: engine.tick() or not stream.is_open)
+            self.assertEqual(stream.failure[0], "shutting_down")
+            gate.open.set()
+            eventually(lambda: idle(engine))
+
     def test_stuck_slot_of_several_leaves_the_others_running(self):
         """With a slot lost, the others go on; the engine is stuck only when none is left."""
         gate = Gate()
