@@ -18,21 +18,18 @@ from . import http1, origins, sse
 from .errors import RequestTimeout, ShimError, Unavailable
 from .follow import Follower, Link, prepare
 from .http1 import Request, response_head
-from .routes import (
+from .outcomes import (
     EVENT_STREAM,
-    REPOSITORY,
     Await,
     Exchange,
     Follow,
     Outcome,
     Reply,
-    Routes,
     answer,
     error_reply,
     stream_fields,
-    usable_id,
-    wants_events,
 )
+from .routes import REPOSITORY, Routes, usable_id, wants_events
 from .service import Service
 from .stream import Stream
 from .subscriber import Progress, Subscriber

@@ -1,25 +1,24 @@
-"""Request forms to inputs: bodies and queries become a Call. No I/O.
+"""Request forms to inputs: a body becomes a Call. No I/O.
 
 A request carries an app's inputs as v2 tensors, in a `parameters` envelope, or as bare keys (CONTRACT.md §4, §5, §7);
 which form it is depends on the body alone, not on the route. Tensors may lie behind the JSON as bytes (Triton's binary
-tensor data extension). Knows nothing of HTTP beyond a query's text and where a body's JSON ends.
+tensor data extension). Knows nothing of HTTP beyond where a body's JSON ends.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from . import strictjson, tensors
 from .errors import BadRequest
-from .schema import BOOLEAN, INTEGER, JSON, MAX_FAULTS, NUMBER, Fault, Input, Schema, Shapes, refusal
+from .schema import JSON, MAX_FAULTS, Fault, Schema, Shapes, refusal
 from .strictjson import describe, quoted
 
-RESERVED = ("last_event_id", "token", "progress")  # query names that are not inputs, unless the schema declares them
 HEADER_LENGTH = "Inference-Header-Content-Length"  # the field that says how long a body's JSON is, in bytes
+_LENGTH = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,6 @@ class Call:
     inputs: dict[str, Any]
     outputs: dict[str, bool] | None = None
     binary: bool = False
-
-
-# Bodies. ------------------------------------------------------------------------------------------------------------
 
 
 def read_body(body: bytes, schema: Schema, header_length: str | None = None) -> Call:
@@ -108,13 +104,13 @@ def _read_names(request: dict[str, Any], schema: Schema) -> Call:
         parameters = request.pop("parameters")
         if isinstance(parameters, dict):
             # Inputs may stand beside the envelope, as in Triton's generate.
-            faults += map(_repeated, [name for name in request if name in parameters][:MAX_FAULTS])
+            faults += map(repeated, [name for name in request if name in parameters][:MAX_FAULTS])
             request |= parameters
         else:
             faults.append(Fault("parameters", "an object", describe(parameters), "put the inputs into it by name"))
     elif "id" not in schema.inputs:
         request_id = _read_id(request.pop("id", None), faults)
-    return Call(request_id, _checked(schema, request, {}, faults))
+    return Call(request_id, checked(schema, request, {}, faults))
 
 
 def _read_tensors(request: dict[str, Any], schema: Schema, binary: _Binary) -> Call:
@@ -132,7 +128,7 @@ def _read_tensors(request: dict[str, Any], schema: Schema, binary: _Binary) -> C
     values, shapes = _read_inputs(sent, binary, faults)
     if binary.left and not faults:
         faults.append(binary.unclaimed())
-    return Call(request_id, _checked(schema, values, shapes, faults), outputs, all_binary)
+    return Call(request_id, checked(schema, values, shapes, faults), outputs, all_binary)
 
 
 def _read_inputs(
@@ -147,7 +143,7 @@ def _read_inputs(
         try:
             name, data, shape = _read_tensor(tensor, f"inputs[{position}]", binary)
             if name in values:
-                raise _repeated(name)
+                raise repeated(name)
             values[name], shapes[name] = data, shape
         except Fault as fault:
             faults.append(fault)
@@ -260,11 +256,12 @@ def _read_flag(holder: dict[str, Any], name: str, where: str, faults: list[Fault
     return None
 
 
-def _repeated(name: str) -> Fault:
+def repeated(name: str) -> Fault:
+    """Return the fault of a name that is given more than once."""
     return Fault(name, "one value", "several", sentence=f"{quoted(name)} is given more than once; send it once.")
 
 
-def _checked(schema: Schema, values: Mapping[str, object], shapes: Shapes, faults: list[Fault]) -> dict[str, Any]:
+def checked(schema: Schema, values: Mapping[str, object], shapes: Shapes, faults: list[Fault]) -> dict[str, Any]:
     """Return what `infer` gets. Raises BadRequest that tells `faults`, and those of inputs that have none yet."""
     inputs, more = schema.examine(values, shapes)
     told = {fault.told["input"] for fault in faults}
@@ -272,96 +269,3 @@ def _checked(schema: Schema, values: Mapping[str, object], shapes: Shapes, fault
     if faults:
         raise refusal(faults)
     return inputs
-
-
-# Queries. -----------------------------------------------------------------------------------------------------------
-
-
-def read_query(query: str, schema: Schema) -> tuple[Call, dict[str, str]]:
-    """Read `GET /infer?NAME=value`: the inputs, and the reserved names that are not inputs. Raises BadRequest."""
-    faults: list[Fault] = []
-    values: dict[str, object] = {}
-    reserved: dict[str, str] = {}
-    for name, text in _pairs(query):
-        declared = schema.inputs.get(name)
-        if name in values or name in reserved:
-            faults.append(_repeated(name))
-        elif declared is None:
-            (reserved if name in RESERVED else values)[name] = text
-        else:
-            try:
-                values[name] = _parsed(text, declared)
-            except BadRequest as error:
-                faults.append(Fault(name, declared.expected, describe(text), sentence=error.message))
-    return Call(None, _checked(schema, values, {}, faults)), reserved
-
-
-def reserved_query(query: str) -> dict[str, str]:
-    """Read the reserved names of a route that takes no inputs from its query. Raises BadRequest."""
-    reserved: dict[str, str] = {}
-    for name, text in _pairs(query):
-        if name in reserved:
-            raise refusal([_repeated(name)])
-        if name in RESERVED:
-            reserved[name] = text
-    return reserved
-
-
-def _pairs(query: str) -> Iterator[tuple[str, str]]:
-    for field in filter(None, query.split("&")):
-        name, _, text = field.partition("=")
-        yield _decoded(name), _decoded(text)
-
-
-def _decoded(text: str) -> str:
-    if not text.isascii() or _BAD_ESCAPE.search(text):
-        raise BadRequest("The query has a stray % or a character outside ASCII; percent-encode its UTF-8 bytes.")
-    try:
-        return unquote_to_bytes(text.replace("+", " ")).decode()
-    except UnicodeDecodeError:
-        raise BadRequest("The query is not UTF-8; percent-encode the UTF-8 bytes of each character.") from None
-
-
-def _parsed(text: str, declared: Input) -> object:
-    """Turn text to a value, where it reads as one; else leave it for the schema to refuse."""
-    if declared.shape != (1,) and text.startswith("["):
-        return strictjson.loads(text.encode(), declared.name)
-    if declared.family is BOOLEAN:
-        return {"true": True, "1": True, "false": False, "0": False}.get(text, text)
-    if declared.family is INTEGER and _DECIMAL_INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if declared.family is NUMBER and _DECIMAL.fullmatch(text) else text
-
-
-_LENGTH = re.compile(r"[0-9]{1,19}")
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_DECIMAL_INTEGER = re.compile(rf"-?[0-9]{{1,{strictjson.MAX_DIGITS}}}")
-_DECIMAL = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-
-
-# The repository. ----------------------------------------------------------------------------------------------------
-
-
-def read_index(body: bytes) -> bool:
-    """Read what POST /v2/repository/index asks for: only the models that are ready? Raises BadRequest."""
-    ready = _read_object(body).get("ready", False)
-    if not isinstance(ready, bool):
-        raise BadRequest(f"ready must be true or false, got {describe(ready)}; leave it out for all models.")
-    return ready
-
-
-def check_control(body: bytes) -> None:
-    """Look through what is asked of a load or an unload. Raises BadRequest for what is not supported."""
-    parameters = _read_object(body).get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise BadRequest(f"parameters must be an object, got {describe(parameters)}; leave it out.")
-    for name in parameters:
-        if name == "config" or name.startswith("file:"):
-            raise BadRequest(f"{quoted(name)} is not supported; the model is always loaded from its own folder.")
-
-
-def _read_object(body: bytes) -> dict[str, Any]:
-    request = strictjson.loads(body) if body.strip() else {}
-    if not isinstance(request, dict):
-        raise BadRequest(f"The body must be a JSON object or empty, got {describe(request)}; send {{}}.")
-    return request

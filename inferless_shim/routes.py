@@ -8,13 +8,25 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from . import answers, outputs, protocol, sse, usage
-from .errors import AppFailed, BadRequest, InferTimeout, MethodNotAllowed, NotFound, ShimError, Unavailable
+from . import answers, outputs, protocol, queries, repository, sse, usage
+from .errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from .http1 import Request
 from .job import Job
+from .outcomes import (
+    EVENT_STREAM,
+    Await,
+    Exchange,
+    Follow,
+    Outcome,
+    Reply,
+    accepted,
+    error_reply,
+    followed,
+    json_reply,
+    stream_fields,
+)
 from .outputs import JSON, VERSION, Answer
 from .schema import Schema
 from .service import SHUTTING_DOWN, Service
@@ -22,55 +34,11 @@ from .store import IdempotencyKey
 from .stream import Stream
 
 TEXT = "text/plain; charset=utf-8"
-EVENT_STREAM = "text/event-stream; charset=utf-8"
 LAST_EVENT_ID = "last_event_id"
 REPOSITORY = "/v2/repository"  # whose requests may come without a body
-# What the repository extension calls the engine's states that it has no name for.
-REPOSITORY_STATES = {"UNLOADED": "UNAVAILABLE"}
 
-Fields = list[tuple[str, str]]
-Render = Callable[[Sequence[Any]], Answer]
-
-
-@dataclass
-class Exchange:
-    """A request with its body and the names that its path gave."""
-
-    request: Request
-    body: bytes
-    request_id: str
-    params: dict[str, str]
-
-
-@dataclass
-class Reply:
-    """A response that is ready."""
-
-    status: int
-    body: bytes = b""
-    content_type: str = JSON
-    fields: Fields = field(default_factory=list)
-
-
-@dataclass
-class Follow:
-    """A stream to attach the client to, after event `number`."""
-
-    stream: Stream
-    number: int
-    id_first: bool = False
-    tell_place: bool = False
-
-
-@dataclass
-class Await:
-    """An answer that is no stream: wait until its stream has ended, then reply with what was rendered."""
-
-    stream: Stream
-
-
-Outcome = Reply | Follow | Await
 Endpoint = Callable[[Exchange], Outcome]
+Render = Callable[[Sequence[Any]], Answer]
 
 
 class Routes:
@@ -80,7 +48,7 @@ class Routes:
         self.service = service
         self.app = service.app
         model = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-        repository = REPOSITORY + r"/models/(?P<model>[^/]+)"
+        control = REPOSITORY + r"/models/(?P<model>[^/]+)"
         table: list[tuple[str, dict[str, Endpoint]]] = [
             (r"\*", {}),  # OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7)
             (r"/", {"GET": self.index}),
@@ -96,8 +64,8 @@ class Routes:
             (model + "/generate", {"POST": self.generate}),
             (model + "/generate_stream", {"POST": self.generate_stream}),
             (REPOSITORY + r"/index", {"POST": self.repository_index}),
-            (repository + "/load", {"POST": self.load}),
-            (repository + "/unload", {"POST": self.unload}),
+            (control + "/load", {"POST": self.load}),
+            (control + "/unload", {"POST": self.unload}),
         ]
         self._table = [(re.compile(path), endpoints) for path, endpoints in table]
 
@@ -167,20 +135,20 @@ class Routes:
     # ---- The repository, of one model
 
     def repository_index(self, exchange: Exchange) -> Reply:
-        only_ready = protocol.read_index(exchange.body)
+        only_ready = repository.read_index(exchange.body)
         engine = self.service.engine
-        state, reason = REPOSITORY_STATES.get(engine.state.name, engine.state.name), engine.reason
+        state, reason = repository.STATES.get(engine.state.name, engine.state.name), engine.reason
         listed = [answers.index_entry(self.app.name, state, reason)] if state == "READY" or not only_ready else []
         return Reply(200, outputs.encode_value(listed))
 
     def load(self, exchange: Exchange) -> Reply:
-        protocol.check_control(exchange.body)
+        repository.check_control(exchange.body)
         self.service.check_not_draining()
         self.service.engine.load()
         return Reply(200, b"{}")
 
     def unload(self, exchange: Exchange) -> Reply:
-        protocol.check_control(exchange.body)
+        repository.check_control(exchange.body)
         self.service.engine.unload()
         return Reply(200, b"{}")
 
@@ -196,7 +164,7 @@ class Routes:
         last_event_id = self._last_event_id(exchange)
         if last_event_id is not None and self.app.streaming:
             return self._resume(last_event_id, id_first=True)
-        call, reserved = protocol.read_query(exchange.request.query, self._schema())
+        call, reserved = queries.read_query(exchange.request.query, self._schema())
         return self._start(
             exchange, call, outputs.Native(), None if self.app.streaming else flat, reserved, id_first=True
         )
@@ -239,7 +207,7 @@ class Routes:
         request = exchange.request
         detached = any(each.partition(";")[0].strip() == "respond-async" for each in request.tokens("prefer"))
         if reserved is None:
-            reserved = protocol.reserved_query(request.query)
+            reserved = queries.reserved_query(request.query)
             last_event_id = self._last_event_id(exchange)
             # Where the route answers with no stream, there is none to resume: the route decides, not the header.
             if last_event_id is not None and (render is None or detached):
@@ -310,7 +278,7 @@ class Routes:
         in_query = None
         own = self.app.schema.inputs if self.app.schema is not None else {}
         if exchange.request.method == "POST" or LAST_EVENT_ID not in own:
-            in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
+            in_query = queries.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
         return exchange.request.field("last-event-id") or in_query or None
 
     def _resume(self, last_event_id: str, *, id_first: bool = False) -> Outcome:
@@ -319,7 +287,7 @@ class Routes:
 
     def follow(self, exchange: Exchange) -> Outcome:
         stream = self.service.store.get(exchange.params["stream"])
-        in_query = protocol.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
+        in_query = queries.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
         last_event_id = exchange.request.field("last-event-id") or in_query
         number = 0
         if last_event_id:
@@ -347,37 +315,6 @@ def allowed(endpoints: dict[str, Endpoint]) -> list[str]:
     return [*endpoints, *(["HEAD"] if "GET" in endpoints else []), "OPTIONS"]
 
 
-def followed(stream: Stream, number: int, *, id_first: bool = False) -> Outcome:
-    """Follow from event `number`, or 204 if nothing comes after it: what makes an EventSource stop."""
-    if not stream.can_follow(number):
-        return Reply(204, fields=stream_fields(stream))
-    return Follow(stream, number, id_first and number == 0)
-
-
-def accepted(stream: Stream) -> Reply:
-    """Answer `Prefer: respond-async` (RFC 7240 §4.1)."""
-    fields = [("Location", f"/streams/{stream.id}"), ("Preference-Applied", "respond-async"), *stream_fields(stream)]
-    return Reply(202, outputs.encode({"stream": stream.id, "location": f"/streams/{stream.id}"}), fields=fields)
-
-
-def stream_fields(stream: Stream) -> Fields:
-    return [("Stream-Id", stream.id), ("Content-Location", f"/streams/{stream.id}")]
-
-
-def answer(stream: Stream) -> Reply:
-    """Make the reply of an answer that has ended. Raises the ShimError of one that failed."""
-    if stream.failure is None:
-        return Reply(200, stream.answer.body, stream.answer.content_type, list(stream.answer.fields))
-    code, message = stream.failure
-    if code == "timeout":
-        raise InferTimeout(message)
-    if code in ("cancelled", "shutting_down"):
-        raise Unavailable(message)
-    if code == BadRequest.code:  # it asked for an output that the app does not have
-        raise BadRequest(message)
-    raise AppFailed(message)
-
-
 def idempotency_key(exchange: Exchange) -> IdempotencyKey | None:
     """Read the Idempotency-Key of a POST; the fingerprint tells another route or body from the first one's."""
     value = exchange.request.field("idempotency-key")
@@ -391,14 +328,6 @@ def idempotency_key(exchange: Exchange) -> IdempotencyKey | None:
 
 def flat(results: Sequence[Any]) -> Answer:
     return answers.flat_response(answers.joined(results))
-
-
-def json_reply(value: dict[str, Any]) -> Reply:
-    return Reply(200, outputs.encode(value))
-
-
-def error_reply(error: ShimError) -> Reply:
-    return Reply(error.status, outputs.encode(error.body()), fields=list(error.headers))
 
 
 def usable_id(text: str | None) -> str | None:

@@ -14,13 +14,13 @@ from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
-from . import isolation
 from .config import Settings
 from .errors import AppFailed, ShimError
 from .job import Job, StreamOutputHandler
 from .loader import App
 from .loops import event_loop
 from .outputs import app_raised
+from .scope import Scope
 from .stream import Cancelled
 from .views import Views
 
@@ -40,9 +40,7 @@ class Run:
         self.views = views
         self.deadline: float | None = None
         # Not bound methods: run and scope would keep each other alive.
-        self.scope = isolation.Scope(
-            partial(is_wanted, jobs), partial(fail, jobs), partial(broke, jobs), views.streamers()
-        )
+        self.scope = Scope(partial(is_wanted, jobs), partial(fail, jobs), partial(broke, jobs), views.streamers())
 
     def execute(self) -> list[Job]:
         """Run `infer` and end the streams; return when the threads that it started have ended, too.

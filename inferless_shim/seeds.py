@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .isolation import Scope, current_scope
+from .scope import Scope, current_scope
 
 # Where a seed is set, and for which type of device ("" is all), and what draws without being told a generator. What a
 # version of torch lacks is left out.

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import isolation, seeds
+from . import seeds
+from .guards import guard
 from .loader import App
 from .loops import event_loop
+from .scope import Scope, current_scope
 from .streamers import Streamers, fresh_state, is_streamer_class, shared_streamers, streamer_classes
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Views:
         """Return what keeps a request's streamers."""
         return Streamers() if self.several else self._kept
 
-    def enter(self, scope: isolation.Scope) -> Any:
+    def enter(self, scope: Scope) -> Any:
         """Let the request of `scope` begin, on its infer thread; return what it sees as the app's object."""
         assert self.app is not None
         scope.streamers.renew()
@@ -118,7 +120,7 @@ def guard_streamers(app: App) -> dict[int, type]:
         if namespace(made).get("__module__") in siblings and is_streamer_class(made):
             classes[id(made)] = made
     for made in classes.values():
-        isolation.guard(made)
+        guard(made)
     return classes
 
 
@@ -251,5 +253,5 @@ def dispatching(made: Any) -> type:
 
 def own_of(instance: Any) -> Any:
     """Return what this thread's request has of a shared object; None outside any request."""
-    scope = isolation.current_scope()
+    scope = current_scope()
     return None if scope is None else scope.replicas.get(id(instance))

@@ -146,12 +146,17 @@ class Puppet:
         self.do(step)
 
 
-@contextlib.contextmanager
 def serving(
     infer: Callable[..., Any], schema: dict[str, Any] | None = None, *, streaming: bool = True, **settings: Any
-) -> Iterator[Server]:
+) -> contextlib.AbstractContextManager[Server]:
     """Serve `infer` in this process on a free port, `server.port`."""
-    server = Server(Settings(port=0, **settings), FakeApp(infer, schema, streaming=streaming))  # type: ignore[arg-type]
+    return serving_app(FakeApp(infer, schema, streaming=streaming), **settings)
+
+
+@contextlib.contextmanager
+def serving_app(fake: Any, **settings: Any) -> Iterator[Server]:
+    """Serve an app in this process on a free port, `server.port`."""
+    server = Server(Settings(port=0, **settings), fake)
     with mock.patch.object(app, "TICK", 10 * MS):
         server.start()
         server.service.engine.loaded.wait()

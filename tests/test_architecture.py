@@ -20,17 +20,18 @@ PACKAGE = ROOT / "inferless_shim"
 # fmt: off
 ORDER = [
     "errors", "config", "environment", "sse", "outputs", "strictjson", "schema", "modelclass", "kinds", "tensors",
-    "typed", "protocol", "answers", "http1", "eventlog", "subscriber", "stream", "store", "job", "backlog", "calls",
-    "sdk", "loops", "signatures", "parts", "check.syntax", "check.source", "check.guesses", "loader", "streamers",
-    "isolation", "seeds", "views", "run", "engine", "service", "usage", "routes", "origins", "follow", "handler", "app",
-    "check.sharing", "check.sending", "check.unbound", "check.doubts", "check.partial", "check.report", "cli",
+    "typed", "protocol", "queries", "repository", "answers", "http1", "eventlog", "subscriber", "stream", "store",
+    "job", "backlog", "calls", "sdk", "loops", "signatures", "parts", "check.syntax", "check.source", "check.guesses",
+    "loader", "streamers", "scope", "guards", "isolation", "seeds", "views", "run", "engine", "service", "usage",
+    "outcomes", "routes", "origins", "follow", "handler", "app", "check.sharing", "check.sending", "check.unbound",
+    "check.doubts", "check.partial", "check.report", "cli",
 ]
 # fmt: on
 NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server", "asyncio.streams"}
 # Who alone may use what.
 LEAVES = [
     ({"follow", "handler", "app"}, NETWORK),
-    ({"stream", "store", "isolation", "engine", "app", "calls", "cli"}, {"threading", "_thread"}),
+    ({"stream", "store", "scope", "isolation", "engine", "app", "calls", "cli"}, {"threading", "_thread"}),
     ({"loops"}, {"asyncio"}),
     ({"check.report", "cli"}, {"print()"}),
     ({"cli"}, {".extras"}),

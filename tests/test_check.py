@@ -400,8 +400,8 @@ class Refusals(CheckTest):
 
     def test_late_sibling_that_is_no_python(self):
         """One that only a function imports is not what keeps the app from starting."""
-        self.report("class InferlessPythonModel:\n def infer(self, i): import broken", "INPUT_SCHEMA = {}",
-                    broken__py="class (")  # fmt: skip
+        app = "class InferlessPythonModel:\n def infer(self, i): import broken"
+        self.assertIn("infer(self, i)", self.report(app, "INPUT_SCHEMA = {}", broken__py="class ("))
 
 
 class Typed(CheckTest):

@@ -474,7 +474,7 @@ class RequireBodyTest(RefusalTestCase):
         """A length up to the bound, zero included, and chunks will do."""
         for fields in (b"Content-Length: 1000000\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n"):
             with self.subTest(fields=fields):
-                require_body(parse_head(post(fields)), MAX_BODY)
+                self.assertIsNone(require_body(parse_head(post(fields)), MAX_BODY))
 
 
 class BodyTest(RefusalTestCase):

@@ -25,9 +25,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from inferless_shim import isolation, streamers
-from inferless_shim.isolation import Scope, Streamers, current_scope
+from inferless_shim import guards, isolation, streamers
+from inferless_shim import scope as scope_module
+from inferless_shim.scope import Scope, current_scope
 from inferless_shim.stream import Cancelled
+from inferless_shim.streamers import Streamers
 from tests.support import MS, PATIENCE, ROOT, FakeApp, TestCase, eventually
 from tests.test_engine import Request, idle, running
 
@@ -920,7 +922,7 @@ class TestReading(IsolationTest):
         for several, ending in itertools.product((1, 2), ("finalise", "return", "raise", "swallow")):
             with (
                 self.subTest(several=several, ending=ending),
-                unittest.mock.patch.object(isolation, "READ_TIME", PATIENCE),
+                unittest.mock.patch.object(scope_module, "READ_TIME", PATIENCE),
                 unittest.mock.patch.object(self.Dying, "ending", ending),
                 unittest.mock.patch.object(logging.getLogger("inferless_shim.run"), "disabled", True),
                 self.hosting(self.Dying, concurrency=several, infer_timeout=PATIENCE) as engine,
@@ -941,7 +943,7 @@ class TestReading(IsolationTest):
                 self.subTest(several=several),
                 unittest.mock.patch.object(self.Dying, "ending", "reads no more"),
                 unittest.mock.patch.object(self.Dying, "free", threading.Event()),
-                unittest.mock.patch.object(isolation, "READ_TIME", 1 * MS),
+                unittest.mock.patch.object(scope_module, "READ_TIME", 1 * MS),
                 self.hosting(self.Dying, concurrency=several, infer_timeout=PATIENCE) as engine,
             ):
                 self.gates.hold("a", 1)
@@ -1332,7 +1334,7 @@ class TestOutliving(IsolationTest):
                 streamer.put(["x "])
                 order.append("put again")
 
-        isolation.guard(Streamer)
+        guards.guard(Streamer)
         streamer = Streamer(Tokenizer())
         scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
         scope.joined("token", "generate")
@@ -1341,7 +1343,7 @@ class TestOutliving(IsolationTest):
         self.assertTrue(inside.wait(PATIENCE))
 
         def wait():
-            with unittest.mock.patch.object(isolation, "PUT_TIME", PATIENCE):
+            with unittest.mock.patch.object(scope_module, "PUT_TIME", PATIENCE):
                 order.append(scope.wait_for_threads(0))
 
         waiting = threading.Thread(target=wait)
@@ -1372,13 +1374,13 @@ class TestOutliving(IsolationTest):
             with scope.working("token"):
                 Streamer().put("x")
 
-        isolation.guard(Streamer)
+        guards.guard(Streamer)
         scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
         scope.joined("token", "generate")
         thread = threading.Thread(target=work)
         thread.start()
         eventually(lambda: scope._feeding)
-        with unittest.mock.patch.object(isolation, "PUT_TIME", 1 * MS):
+        with unittest.mock.patch.object(scope_module, "PUT_TIME", 1 * MS):
             self.assertEqual(scope.wait_for_threads(0), ["generate"])
         bounded.get()
         thread.join(PATIENCE)
@@ -1563,7 +1565,7 @@ class TestKinds(IsolationTest):
                 for text in streamer.texts[1:]:
                     handler.send_streamed_output({"OUT": text})
 
-        isolation.guard(Slotted)
+        guards.guard(Slotted)
         self.assert_stops_and_goes_on(App)
 
     def test_streamer_class_of_another_module_is_guarded(self):
@@ -1666,16 +1668,16 @@ class TestKinds(IsolationTest):
             def put(self, value):
                 super().put(value)
 
-        isolation.guard(Own)
+        guards.guard(Own)
         puts = Own.put, TextIteratorStreamer.put
-        isolation.guard(Own)
-        isolation.guard(TextIteratorStreamer)
+        guards.guard(Own)
+        guards.guard(TextIteratorStreamer)
         self.assertEqual((Own.put, TextIteratorStreamer.put), puts)
         self.assertEqual(Own.put.__name__, "put")
 
     def test_streamers_outside_any_request_work_as_ever(self):
         """A guarded class that is used while the app loads (a warm-up) is not hindered."""
-        isolation.guard(TextIteratorStreamer)
+        guards.guard(TextIteratorStreamer)
         streamer = TextIteratorStreamer(Tokenizer(), skip_prompt=True)
         Model().generate(["a"], streamer)
         self.assertEqual("".join(streamer), full("a"))
@@ -1721,7 +1723,7 @@ class TestScope(IsolationTest):
                 seen.append(scope.streamers.alive())
                 self.text_queue = queue.Queue()
 
-        isolation.guard(Derived)
+        guards.guard(Derived)
         with scope.working():
             made = Derived()
         self.assertEqual(seen, [[]])
@@ -1760,7 +1762,7 @@ class TestScope(IsolationTest):
 
     def test_working_within_working_keeps_both_apart(self):
         """Work for one scope inside work for another leaves the outer one as it was, streamers included."""
-        isolation.guard(TextIteratorStreamer)
+        guards.guard(TextIteratorStreamer)
         outer, inner = (Scope(lambda: True, lambda told: None, lambda told: None, Streamers()) for _ in range(2))
         streamers = [TextIteratorStreamer(Tokenizer()) for _ in range(2)]
         with outer.working():
@@ -1783,7 +1785,7 @@ class TestScope(IsolationTest):
             def end(self):
                 raise ValueError("broken")
 
-        isolation.guard(Broken)
+        guards.guard(Broken)
         scope = Scope(lambda: True, lambda told: None, lambda told: None, Streamers())
         scope.joined("token", "generate")
         with self.assertLogs("inferless_shim.streamers", logging.WARNING) as logs, scope.working("token"):

@@ -19,8 +19,19 @@ from unittest import mock
 
 from inferless_shim.run import Run
 from inferless_shim.stream import Stream
-from tests.support import MS, PATIENCE, Client, FakeApp, ServerProcess, TestCase, app_folder, ask, eventually
-from tests.test_run import serving_app, unwind
+from tests.support import (
+    MS,
+    PATIENCE,
+    Client,
+    FakeApp,
+    ServerProcess,
+    TestCase,
+    app_folder,
+    ask,
+    eventually,
+    serving_app,
+)
+from tests.test_run import unwind
 
 V2 = "/v2/models/fake"
 MAX_EVENT = 100_000

@@ -9,7 +9,7 @@ import unittest
 from collections.abc import Callable
 
 from inferless_shim.errors import BadRequest
-from inferless_shim.protocol import Call, check_control, read_body, read_index, read_query, reserved_query
+from inferless_shim.protocol import Call, read_body
 from inferless_shim.schema import MAX_FAULTS, Input, Rules, Schema, compile_schema
 from tests.bad_bodies import BAD_BODIES, SCHEMA, bare, enveloped, tensor, tensors, text_of
 
@@ -256,31 +256,21 @@ class ReadBody(unittest.TestCase):
         for _ in range(5000):
             body = mutated(rng, rng.choice(sources))
             with self.subTest(TEST_SEED=seed, body=body):
-                self.assert_read_or_refused(lambda body=body: read_body(body, APP))
+                assert_read_or_refused(self, lambda body=body: read_body(body, APP))
 
-    def test_read_query_mutated(self) -> None:
-        """Whatever is done to a good query, it is read as the schema says, or refused with BadRequest."""
-        seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
-        rng = random.Random(seed)
-        source = (
-            b"TEXT=a%20b+%C3%A9&MAX_NEW_TOKENS=5&SAMPLE=1&TEMPERATURE=.5&STOP=[%22a%22]&SIZE=[1,2]&token=x&progress=1"
-        )
-        for _ in range(3000):
-            query = mutated(rng, source).decode("latin-1")
-            with self.subTest(TEST_SEED=seed, query=query):
-                self.assert_read_or_refused(lambda query=query: read_query(query, APP)[0])
 
-    def assert_read_or_refused(self, reader: Callable[[], Call]) -> None:
-        try:
-            call = reader()
-        except BadRequest as refused:
-            json.dumps(refused.body(), ensure_ascii=False).encode()
-            return
-        types = {"TEXT": str, "MAX_NEW_TOKENS": int, "TEMPERATURE": float, "SAMPLE": bool}
-        self.assertIn("TEXT", call.inputs)
-        for name, value in call.inputs.items():
-            self.assertIs(type(value), types.get(name, list if name != "STOP" or isinstance(value, list) else str))
-        json.dumps(call.inputs, ensure_ascii=False, allow_nan=False).encode()
+def assert_read_or_refused(case: unittest.TestCase, reader: Callable[[], Call]) -> None:
+    """Check that a request is read as APP's schema says, or refused in words that can be sent."""
+    try:
+        call = reader()
+    except BadRequest as refused:
+        json.dumps(refused.body(), ensure_ascii=False).encode()
+        return
+    types = {"TEXT": str, "MAX_NEW_TOKENS": int, "TEMPERATURE": float, "SAMPLE": bool}
+    case.assertIn("TEXT", call.inputs)
+    for name, value in call.inputs.items():
+        case.assertIs(type(value), types.get(name, list if name != "STOP" or isinstance(value, list) else str))
+    json.dumps(call.inputs, ensure_ascii=False, allow_nan=False).encode()
 
 
 def mutated(rng: random.Random, source: bytes) -> bytes:
@@ -498,141 +488,7 @@ class ReadBinary(unittest.TestCase):
             body = (mutated(rng, head) if where == 0 else head) + (mutated(rng, data) if where == 1 else data)
             length = str(len(head) + rng.randrange(-2, 3)) if where == 2 else str(len(body) - len(data))
             with self.subTest(TEST_SEED=seed, body=body, length=length):
-                try:
-                    call = read_body(body, APP, length)
-                except BadRequest as refused:
-                    json.dumps(refused.body(), ensure_ascii=False).encode()
-                else:
-                    json.dumps(call.inputs, ensure_ascii=False, allow_nan=False).encode()
-
-
-class Repository(unittest.TestCase):
-    def test_read_index(self) -> None:
-        """The index takes no body, or says whether it is for those that are ready alone."""
-        for body, ready in ((b"", False), (b" ", False), (b"{}", False), (b'{"ready": true}', True)):
-            self.assertIs(read_index(body), ready)
-        for body, words in ((b'{"ready": 1}', "true or false"), (b"[]", "JSON object"), (b"{", "not valid JSON")):
-            with self.subTest(body), self.assertRaisesRegex(BadRequest, words):
-                read_index(body)
-
-    def test_check_control(self) -> None:
-        """Load and unload take what changes nothing; another configuration or other files are refused."""
-        for body in (b"", b"{}", b'{"parameters": {}}', b'{"parameters": {"unload_dependents": false}}'):
-            check_control(body)
-        for parameters, words in (
-            ({"config": "{}"}, '"config" is not supported'),
-            ({"file:1/model.onnx": ""}, '"file:1/model.onnx" is not supported'),
-            (5, "parameters must be an object"),
-        ):
-            with self.subTest(words), self.assertRaisesRegex(BadRequest, words):
-                check_control(json.dumps({"parameters": parameters}).encode())
-        with self.assertRaisesRegex(BadRequest, "JSON object"):
-            check_control(b'"x"')
-
-
-class ReadQuery(unittest.TestCase):
-    def test_read_query_values(self) -> None:
-        """A query's text is read as each input's datatype says; a list is JSON text."""
-        table: list[tuple[str, dict[str, object]]] = [
-            ("TEXT=hello", {"TEXT": "hello"}),
-            ("TEXT=", {"TEXT": ""}),
-            ("TEXT", {"TEXT": ""}),
-            ("&TEXT=a&&", {"TEXT": "a"}),
-            ("TEXT=a+b%20c%2B", {"TEXT": "a b c+"}),
-            ("TEXT=caf%C3%A9%F0%9F%98%80", {"TEXT": "café\U0001f600"}),
-            ("TEXT=a=b", {"TEXT": "a=b"}),
-            ("%54EXT=x", {"TEXT": "x"}),
-            ("TEXT=5", {"TEXT": "5"}),
-            ('TEXT=["x"]', {"TEXT": '["x"]'}),
-            ("TEXT=x&MAX_NEW_TOKENS=064", {"TEXT": "x", "MAX_NEW_TOKENS": 64}),
-            ("TEXT=x&MAX_NEW_TOKENS=-5", {"TEXT": "x", "MAX_NEW_TOKENS": -5}),
-            ("TEXT=x&TEMPERATURE=5", {"TEXT": "x", "TEMPERATURE": 5.0}),
-            ("TEXT=x&TEMPERATURE=-.5e1", {"TEXT": "x", "TEMPERATURE": -5.0}),
-            ("TEXT=x&TEMPERATURE=5.", {"TEXT": "x", "TEMPERATURE": 5.0}),
-            ("TEXT=x&SAMPLE=true", {"TEXT": "x", "SAMPLE": True}),
-            ("TEXT=x&SAMPLE=1", {"TEXT": "x", "SAMPLE": True}),
-            ("TEXT=x&SAMPLE=false", {"TEXT": "x", "SAMPLE": False}),
-            ("TEXT=x&SAMPLE=0", {"TEXT": "x", "SAMPLE": False}),
-            ("TEXT=x&STOP=%5B%22a%22%2C%22b%22%5D", {"TEXT": "x", "STOP": ["a", "b"]}),
-            ("TEXT=x&STOP=a", {"TEXT": "x", "STOP": ["a"]}),
-            ("TEXT=x&SIZE=[640,480]", {"TEXT": "x", "SIZE": [640, 480]}),
-        ]
-        for query, inputs in table:
-            with self.subTest(query=query):
-                self.assertEqual(read_query(query, APP), (Call(None, inputs), {}))
-
-    def test_read_query_reserved(self) -> None:
-        """`last_event_id`, `token` and `progress` are not inputs, unless the schema declares them."""
-        query = "TEXT=x&last_event_id=ab-5&token=t%20k&progress=1"
-        reserved = {"last_event_id": "ab-5", "token": "t k", "progress": "1"}
-        self.assertEqual(read_query(query, APP), (Call(None, {"TEXT": "x"}), reserved))
-        own = schema_of(token="STRING", progress="INT32")
-        self.assertEqual(
-            read_query("token=a&progress=1&last_event_id=b", own),
-            (Call(None, {"token": "a", "progress": 1}), {"last_event_id": "b"}),
-        )
-
-    def test_read_query_bad(self) -> None:
-        """Text that is no value of the datatype, a repeated or unknown name and bad encoding are 400."""
-        table: list[tuple[str, tuple[str, ...]]] = [
-            ("", ("TEXT is required",)),
-            ("TEXT=a&TEXT=b", ('"TEXT"', "more than once")),
-            ("TEXT=a&token=1&token=2", ('"token"', "more than once")),
-            ("TEXT=a&TXT=b", ("did you mean TEXT?",)),
-            ("TEXT=a&id=b", ('"id" is not an input',)),
-            ("TEXT=a&MAX_NEW_TOKENS=ten", ("MAX_NEW_TOKENS must be an integer", '"ten"')),
-            ("TEXT=a&MAX_NEW_TOKENS=5.0", ("MAX_NEW_TOKENS must be an integer",)),
-            ("TEXT=a&MAX_NEW_TOKENS=%2B5", ("MAX_NEW_TOKENS must be an integer",)),
-            ("TEXT=a&MAX_NEW_TOKENS=5_0", ("MAX_NEW_TOKENS must be an integer",)),
-            ("TEXT=a&MAX_NEW_TOKENS=%D9%A5", ("MAX_NEW_TOKENS must be an integer",)),
-            ("TEXT=a&MAX_NEW_TOKENS=", ("MAX_NEW_TOKENS must be an integer",)),
-            ("TEXT=a&MAX_NEW_TOKENS=" + "9" * 5000, ("MAX_NEW_TOKENS must be an integer",)),
-            ("TEXT=a&TEMPERATURE=nan", ("TEMPERATURE must be a number",)),
-            ("TEXT=a&TEMPERATURE=Infinity", ("TEMPERATURE must be a number",)),
-            ("TEXT=a&TEMPERATURE=1e999", ("TEMPERATURE must be a number", "inf")),
-            ("TEXT=a&TEMPERATURE=0x5", ("TEMPERATURE must be a number",)),
-            ("TEXT=a&TEMPERATURE=.", ("TEMPERATURE must be a number",)),
-            ("TEXT=a&SAMPLE=True", ("SAMPLE must be true or false",)),
-            ("TEXT=a&SAMPLE=yes", ("SAMPLE must be true or false",)),
-            ("TEXT=a&SAMPLE", ("SAMPLE must be true or false",)),
-            ("TEXT=a&SIZE=5", ("a list of 2 integers", "the integer 5")),
-            ("TEXT=a&SIZE=[1,2", ("SIZE is not valid JSON", "ends too early")),
-            ("TEXT=a&STOP=[NaN]", ("STOP has NaN",)),
-            ("TEXT=a&STOP=[1]", ("a list of strings", "the integer 1")),
-            ("TEXT=%", ("stray %",)),
-            ("TEXT=100%&SAMPLE=1", ("stray %",)),
-            ("TEXT=%zz", ("stray %",)),
-            ("TEXT=%C3", ("not UTF-8",)),
-            ("TEXT=%ED%A0%80", ("not UTF-8",)),
-            ("TEXT=é", ("outside ASCII",)),
-        ]
-        for query, words in table:
-            with self.subTest(query=query[:60]):
-                with self.assertRaises(BadRequest) as caught:
-                    read_query(query, APP)
-                for word in words:
-                    self.assertIn(word, text_of(caught.exception.body()))
-
-    def test_read_query_all_faults(self) -> None:
-        """A query's faults are told at once."""
-        with self.assertRaises(BadRequest) as caught:
-            read_query("SAMPLE=yes&SIZE=[1&COLOUR=red&progress=1&progress=2", APP)
-        named = [fault["input"] for fault in caught.exception.faults]
-        self.assertEqual(named, ["SIZE", "progress", "TEXT", "SAMPLE", "COLOUR"])
-
-    def test_reserved_query_names(self) -> None:
-        """Of a route without inputs, only the reserved names are read."""
-        table: list[tuple[str, dict[str, str]]] = [
-            ("", {}),
-            ("progress=1", {"progress": "1"}),
-            ("x=1&last_event_id=a-5&x=2&token=", {"last_event_id": "a-5", "token": ""}),
-        ]
-        for query, reserved in table:
-            with self.subTest(query=query):
-                self.assertEqual(reserved_query(query), reserved)
-        for query in ("token=a&token=b", "token=%ff"):
-            with self.subTest(query=query), self.assertRaises(BadRequest):
-                reserved_query(query)
+                assert_read_or_refused(self, lambda body=body, length=length: read_body(body, APP, length))
 
 
 if __name__ == "__main__":

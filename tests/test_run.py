@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 import unittest
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from inferless_shim import app as app_module
 from inferless_shim.app import Server
-from inferless_shim.config import Settings
 from inferless_shim.stream import Cancelled, State
 from tests.support import (
     MS,
@@ -26,6 +23,7 @@ from tests.support import (
     ask,
     eventually,
     request_bytes,
+    serving_app,
 )
 from tests.test_engine import Request, idle, running
 
@@ -505,24 +503,6 @@ class TestEnds(RunTest):
         batches = Batches(raising("bad", Cancelled()))
         with running(batches.app(2)) as engine:
             self.assertEqual(self.ends(self.ask(engine, "bad", "b")), ["app_error"] * 2)
-
-
-@contextlib.contextmanager
-def serving_app(app: Any, **settings: Any) -> Iterator[Server]:
-    """Serve an app in this process, as `support.serving` does for a function."""
-    server = Server(Settings(port=0, **settings), app)
-    with mock.patch.object(app_module, "TICK", 10 * MS):
-        server.start()
-        server.service.engine.loaded.wait()
-        server.ready()
-        try:
-            yield server
-        finally:
-            for stream in server.service.store.running():
-                stream.fail("shutting_down", "the test is over")
-            server.service.engine.stop(PATIENCE)
-            server.shutdown()
-            server.server_close()
 
 
 def together(port: int, requests: list[tuple[Any, ...]]) -> list[Any]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from inferless_shim import isolation, seeds
-from inferless_shim.isolation import Scope
+from inferless_shim.scope import Scope
 from inferless_shim.streamers import Streamers
 from tests.support import TestCase
 

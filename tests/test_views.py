@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from inferless_shim import seeds, streamers
-from inferless_shim.isolation import Scope, current_scope
 from inferless_shim.loops import close_event_loop, event_loop
+from inferless_shim.scope import Scope, current_scope
 from inferless_shim.streamers import Streamers
 from inferless_shim.views import DISPATCHES, Views, class_of
 from tests.support import (

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from inferless_shim import seeds
-from inferless_shim.isolation import Scope
+from inferless_shim.scope import Scope
 from inferless_shim.streamers import Streamers
 
 SEEDS = (0, 7, -1, 2**63)

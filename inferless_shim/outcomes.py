@@ -1,0 +1,94 @@
+"""What a request leads to: a reply, a stream to follow, an answer to await. `routes` decides it, `handler` does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import outputs
+from .errors import AppFailed, BadRequest, InferTimeout, ShimError, Unavailable
+from .http1 import Request
+from .outputs import JSON
+from .stream import Stream
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+Fields = list[tuple[str, str]]
+
+
+@dataclass
+class Exchange:
+    """A request with its body and the names that its path gave."""
+
+    request: Request
+    body: bytes
+    request_id: str
+    params: dict[str, str]
+
+
+@dataclass
+class Reply:
+    """A response that is ready."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    fields: Fields = field(default_factory=list)
+
+
+@dataclass
+class Follow:
+    """A stream to attach the client to, after event `number`."""
+
+    stream: Stream
+    number: int
+    id_first: bool = False
+    tell_place: bool = False
+
+
+@dataclass
+class Await:
+    """An answer that is no stream: wait until its stream has ended, then reply with what was rendered."""
+
+    stream: Stream
+
+
+Outcome = Reply | Follow | Await
+
+
+def followed(stream: Stream, number: int, *, id_first: bool = False) -> Outcome:
+    """Follow from event `number`, or 204 if nothing comes after it: what makes an EventSource stop."""
+    if not stream.can_follow(number):
+        return Reply(204, fields=stream_fields(stream))
+    return Follow(stream, number, id_first and number == 0)
+
+
+def accepted(stream: Stream) -> Reply:
+    """Answer `Prefer: respond-async` (RFC 7240 §4.1)."""
+    fields = [("Location", f"/streams/{stream.id}"), ("Preference-Applied", "respond-async"), *stream_fields(stream)]
+    return Reply(202, outputs.encode({"stream": stream.id, "location": f"/streams/{stream.id}"}), fields=fields)
+
+
+def stream_fields(stream: Stream) -> Fields:
+    return [("Stream-Id", stream.id), ("Content-Location", f"/streams/{stream.id}")]
+
+
+def answer(stream: Stream) -> Reply:
+    """Make the reply of an answer that has ended. Raises the ShimError of one that failed."""
+    if stream.failure is None:
+        return Reply(200, stream.answer.body, stream.answer.content_type, list(stream.answer.fields))
+    code, message = stream.failure
+    if code == "timeout":
+        raise InferTimeout(message)
+    if code in ("cancelled", "shutting_down"):
+        raise Unavailable(message)
+    if code == BadRequest.code:  # it asked for an output that the app does not have
+        raise BadRequest(message)
+    raise AppFailed(message)
+
+
+def json_reply(value: dict[str, Any]) -> Reply:
+    return Reply(200, outputs.encode(value))
+
+
+def error_reply(error: ShimError) -> Reply:
+    return Reply(error.status, outputs.encode(error.body()), fields=list(error.headers))
