@@ -12,6 +12,7 @@ import os
 import queue
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -38,16 +39,32 @@ PATIENCE = 30.0  # seconds: longer than any machine needs, so that only a condit
 TEXT_SCHEMA = {"TEXT": {"datatype": "STRING", "required": True, "shape": [1], "example": ["How to make an omelette"]}}
 EMPTY = tempfile.TemporaryDirectory()  # a folder of apps without one: nothing of ours is taken for their siblings
 atexit.register(EMPTY.cleanup)
+# What every server made here is given besides; `certificates.OverTls` fills it.
+SETTINGS: dict[str, Any] = {}
 
 
 def eventually(condition: Callable[[], Any], timeout: float = PATIENCE, what: str = "") -> Any:
     """Wait until `condition` returns something true, and return it; AssertionError if it never does."""
     deadline = time.monotonic() + timeout
+    pause = 0.2 * MS
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"never came true: {what or condition}")
-        time.sleep(5 * MS)
+        time.sleep(pause)
+        pause = min(2 * pause, 5 * MS)
     return value
+
+
+@contextlib.contextmanager
+def about(**what: Any) -> Iterator[None]:
+    """Say what a failure is about, as `subTest` does, but end the test: for loops of thousands of rounds.
+
+    pytest keeps a report of every `subTest`, also of those that passed.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(", ".join(f"{name}={value!r}" for name, value in what.items())) from error
 
 
 def checked(
@@ -156,7 +173,7 @@ def serving(
 @contextlib.contextmanager
 def serving_app(fake: Any, **settings: Any) -> Iterator[Server]:
     """Serve an app in this process on a free port, `server.port`."""
-    server = Server(Settings(port=0, **settings), fake)
+    server = Server(Settings(port=0, **{**SETTINGS, **settings}), fake)
     with mock.patch.object(app, "TICK", 10 * MS):
         server.start()
         server.service.engine.loaded.wait()
@@ -224,7 +241,7 @@ class ServerProcess:
     def wait_until_ready(self, timeout: float = PATIENCE) -> None:
         def said() -> Any:
             assert self.process.poll() is None, self.log
-            return re.search(r"is ready on http://\S+:(\d+)", self.log)
+            return re.search(r"is ready on https?://\S+:(\d+)", self.log)
 
         self.port = int(eventually(said, timeout, "the server says it is ready")[1])
 
@@ -262,6 +279,66 @@ def parse_events(text: str) -> list[Event]:
     return events
 
 
+class Metric(NamedTuple):
+    """A family as it was read: `samples` by name and labels."""
+
+    kind: str
+    help: str
+    samples: dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+    def value(self, **labels: str) -> float:
+        """Return the one sample of a family that has these labels, whatever others it has; 0 if there is none."""
+        found = [value for (_, own), value in self.samples.items() if labels.items() <= dict(own).items()]
+        assert len(found) <= 1, found
+        return found[0] if found else 0
+
+
+METRIC_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+METRIC_SAMPLE = re.compile(r"([a-z_][a-z0-9_]*)(?:\{(.*)\})? (-?[0-9.e+-]+|\+Inf)")
+METRIC_LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\[\\n"])*)"(?:,|$)')
+
+
+def read_metrics(text: str) -> dict[str, Metric]:
+    """Read Prometheus's text as strictly as promtool lints it; AssertionError for what is wrong in it."""
+    assert text.endswith("\n"), "the last line has no line feed"
+    found: dict[str, Metric] = {}
+    help = name = ""
+    for line in text[:-1].split("\n"):
+        if line.startswith("# HELP "):
+            _, _, name, help = line.split(" ", 3)
+            continue
+        if line.startswith("# TYPE "):
+            _, _, typed, kind = line.split(" ")
+            assert typed == name and METRIC_NAME.fullmatch(name) and name not in found and help, line
+            assert kind in ("counter", "gauge", "histogram") and (kind == "counter") is name.endswith("_total"), line
+            found[name] = Metric(kind, help, {})
+            continue
+        match = METRIC_SAMPLE.fullmatch(line)
+        assert match and name in found, line
+        metric = found[name]
+        suffixes = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
+        assert match[1] in [name + suffix for suffix in suffixes], line
+        labels, rest = [], match[2] or ""
+        while rest:
+            label = METRIC_LABEL.match(rest)
+            assert label, line
+            value = re.sub(r"\\(.)", lambda escape: {"n": "\n"}.get(escape[1], escape[1]), label[2])
+            labels.append((label[1], value))
+            rest = rest[label.end() :]
+        key = (match[1], tuple(labels))
+        number = float(match[3].replace("+Inf", "inf"))
+        assert key not in metric.samples and (metric.kind == "gauge" or number >= 0), line
+        metric.samples[key] = number
+    for name, metric in found.items():
+        if metric.kind == "histogram":
+            buckets = [(labels[-1][1], n) for (one, labels), n in metric.samples.items() if one == f"{name}_bucket"]
+            bounds = [float(bound.replace("+Inf", "inf")) for bound, _ in buckets]
+            counts = [n for _, n in buckets]
+            assert bounds == sorted(set(bounds)) and counts == sorted(counts) and bounds[-1:] == [float("inf")], name
+            assert counts[-1] == metric.samples[f"{name}_count", ()] and (f"{name}_sum", ()) in metric.samples, name
+    return found
+
+
 class Response:
     """A response read off a raw socket: status, fields in lower case, body without framing, whether it ended well."""
 
@@ -278,7 +355,8 @@ class Response:
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it comes; `complete` is True after its proper end."""
         read = self._framed() if "transfer-encoding" in self.fields else self._unframed()
-        with contextlib.suppress(EOFError, ConnectionResetError):  # then it is not complete
+        # Then it is not complete; over TLS, an end without close_notify is an SSLError.
+        with contextlib.suppress(EOFError, ConnectionResetError, ssl.SSLError):
             for data in () if self._bodiless else read:
                 self.body += data
                 yield data
@@ -306,12 +384,21 @@ class Response:
         return json.loads(self.body)
 
     @property
+    def refusal(self) -> Any:
+        """The JSON body of an error, but for the request id, which must be the head's."""
+        body = self.json
+        assert body.pop("request_id") == self.fields["x-request-id"], self.fields
+        return body
+
+    @property
     def events(self) -> list[Event]:
         return parse_events(self.body.decode())
 
 
 class Client:
-    """A raw connection to a server on this machine."""
+    """A raw connection to a server on this machine; over TLS if there is a context for it."""
+
+    tls: ClassVar[ssl.SSLContext | None] = None
 
     def __init__(self, port: int, timeout: float = PATIENCE, receive_buffer: int | None = None) -> None:
         self.sock = socket.socket()
@@ -320,6 +407,8 @@ class Client:
         self.sock.settimeout(timeout)
         try:
             self.sock.connect(("127.0.0.1", port))
+            if self.tls is not None:
+                self.sock = self.tls.wrap_socket(self.sock, server_hostname="127.0.0.1", suppress_ragged_eofs=False)
         except BaseException:
             self.sock.close()
             raise
@@ -333,6 +422,10 @@ class Client:
 
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
+
+    def half_close(self) -> None:
+        """End what we send, as TCP does; over TLS without close_notify."""
+        socket.socket.shutdown(self.sock, socket.SHUT_WR)
 
     def request(
         self, method: str, target: str, body: Any = None, fields: dict[str, str] | None = None, version: str = "1.1"
@@ -409,5 +502,6 @@ class SharedServer(TestCase):
     def setUpClass(cls) -> None:
         context = serving(cls.infer, **cls.settings)
         cls.server = context.__enter__()
+        cls.addClassCleanup(delattr, cls, "server")  # and with it all streams
         cls.addClassCleanup(context.__exit__, None, None, None)
         cls.port = cls.server.port

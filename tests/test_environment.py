@@ -8,6 +8,7 @@ import unittest
 from pathlib import Path
 
 from inferless_shim.environment import MAX_BYTES, Env, apply, read_env
+from tests.support import about
 
 # The whole of a file such as Inferless's tools write.
 REAL = """\
@@ -133,7 +134,7 @@ class Read(unittest.TestCase):
         for _ in range(1000):
             text = "".join(junk.choices("aA:#'\"{}[],-|> \n\n\t\r\\&*!=~u0\0", k=40))
             data = junk.choice([text.encode(), junk.randbytes(20)])
-            with self.subTest(seed=seed, data=data):
+            with about(seed=seed, data=data):
                 found = self.read(junk.choice([b"", b"env:\n", b"env: ", b"env: {", b"env:\n- ", b"env:\n A: "]) + data)
                 self.assertTrue(all(name and "\0" not in name + value for name, value in found.variables.items()))
 

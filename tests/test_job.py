@@ -10,8 +10,8 @@ from inferless_shim import outputs
 from inferless_shim.job import Job, StreamOutputHandler
 from inferless_shim.outputs import Generate, Native, SchemaChanged
 from inferless_shim.stream import Cancelled, State, Stream, Subscriber
+from tests.engines import Request, idle, read_events, running
 from tests.support import FakeApp, TestCase, eventually
-from tests.test_engine import Request, idle, read_events, running
 
 MAX_EVENT, LOG_CAP = 1000, 2000
 

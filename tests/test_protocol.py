@@ -12,6 +12,7 @@ from inferless_shim.errors import BadRequest
 from inferless_shim.protocol import Call, read_body
 from inferless_shim.schema import MAX_FAULTS, Input, Rules, Schema, compile_schema
 from tests.bad_bodies import BAD_BODIES, SCHEMA, bare, enveloped, tensor, tensors, text_of
+from tests.support import about
 
 APP = compile_schema(SCHEMA, Rules())
 
@@ -255,7 +256,7 @@ class ReadBody(unittest.TestCase):
         sources = good + [body for _, body, _ in BAD_BODIES if 0 < len(body) < 500]
         for _ in range(5000):
             body = mutated(rng, rng.choice(sources))
-            with self.subTest(TEST_SEED=seed, body=body):
+            with about(TEST_SEED=seed, body=body):
                 assert_read_or_refused(self, lambda body=body: read_body(body, APP))
 
 
@@ -487,7 +488,7 @@ class ReadBinary(unittest.TestCase):
             where = rng.randrange(3)
             body = (mutated(rng, head) if where == 0 else head) + (mutated(rng, data) if where == 1 else data)
             length = str(len(head) + rng.randrange(-2, 3)) if where == 2 else str(len(body) - len(data))
-            with self.subTest(TEST_SEED=seed, body=body, length=length):
+            with about(TEST_SEED=seed, body=body, length=length):
                 assert_read_or_refused(self, lambda body=body, length=length: read_body(body, APP, length))
 
 

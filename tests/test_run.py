@@ -12,6 +12,7 @@ from unittest import mock
 
 from inferless_shim.app import Server
 from inferless_shim.stream import Cancelled, State
+from tests.engines import Request, idle, running
 from tests.support import (
     MS,
     PATIENCE,
@@ -25,7 +26,6 @@ from tests.support import (
     request_bytes,
     serving_app,
 )
-from tests.test_engine import Request, idle, running
 
 # A window that is over only if the test waits for it: then it fails, for `eventually` waits no longer.
 LONG = int(PATIENCE * 2 * 1000)
@@ -574,7 +574,7 @@ class TestRoutes(TestCase):
                 ],
             )
         self.assertEqual((good.status, good.json), (200, {"OUT": "good"}))
-        self.assertEqual((bad.status, bad.json), (500, {"error": "The app raised ValueError: bad in ['bad']"}))
+        self.assertEqual((bad.status, bad.refusal), (500, {"error": "The app raised ValueError: bad in ['bad']"}))
         self.assertEqual(streamed.events[0].data["OUT"], "streamed")
         self.assertEqual(generated.json["OUT"], "generated")
 

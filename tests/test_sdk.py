@@ -243,12 +243,18 @@ class Calls(TestCase):
             (Array(["a"], "<U1"), "BYTES", [1], ["a"]),
             (Array([True], "bool"), "BOOL", [1], [True]),
         ]
-        for value, datatype, shape, data in table:
+        values = {f"x{n}": value for n, (value, *_) in enumerate(table)}
+        sent = sdk.call(self.url, data=values)["sent"]
+        self.assertEqual(list(sent), ["inputs"])
+        batch = sdk.call(self.url, data=values, is_batch=True)["sent"]["inputs"]
+        self.assertEqual([len(sent["inputs"]), len(batch)], [len(table)] * 2)
+        for one, batched, name, (value, datatype, shape, data) in zip(
+            sent["inputs"], batch, values, table, strict=True
+        ):
             with self.subTest(value=value):
-                expected = {"name": "x", "datatype": datatype, "shape": shape, "data": data}
-                self.assertEqual(sdk.call(self.url, data={"x": value})["sent"], {"inputs": [expected]})
-                (sent,) = sdk.call(self.url, data={"x": value}, is_batch=True)["sent"]["inputs"]
-                self.assertEqual(sent, expected | {"shape": [1, *shape]})
+                expected = {"name": name, "datatype": datatype, "shape": shape, "data": data}
+                self.assertEqual(one, expected)
+                self.assertEqual(batched, expected | {"shape": [1, *shape]})
         for value, words in (({"a": 1}, "json.dumps"), (None, "json.dumps"), ([1, "a"], "x "), ([[1], [2, 3]], "rows")):
             with self.subTest(value=value), self.assertRaisesRegex(ValueError, words):
                 sdk.call(self.url, data={"x": value})

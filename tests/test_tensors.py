@@ -11,6 +11,7 @@ import unittest
 from typing import Any
 
 from inferless_shim.tensors import DATATYPES, FLOATS, WIDTHS, Malformed, read, v2_name, write
+from tests.support import about
 
 NAN, INF = float("nan"), float("inf")
 
@@ -160,7 +161,7 @@ class Codec(unittest.TestCase):
             for _ in range(rng.randrange(4)):
                 place = rng.randrange(len(data) + 1)
                 data[place : place + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
-            with self.subTest(TEST_SEED=seed, datatype=datatype, data=data.hex()):
+            with about(TEST_SEED=seed, datatype=datatype, data=data.hex()):
                 try:
                     self.assertEqual(len(read(memoryview(bytes(data)), datatype, [count])), count)
                 except Malformed:

@@ -28,6 +28,19 @@ from inferless_shim.loops import close_event_loop, event_loop
 from inferless_shim.scope import Scope, current_scope
 from inferless_shim.streamers import Streamers
 from inferless_shim.views import DISPATCHES, Views, class_of
+from tests.engines import Request, idle
+from tests.generating import (
+    AsyncTextIteratorStreamer,
+    BaseStreamer,
+    Gates,
+    IsolationTest,
+    Model,
+    PerRequest,
+    Shared,
+    TextIteratorStreamer,
+    Tokenizer,
+    full,
+)
 from tests.support import (
     MS,
     PATIENCE,
@@ -39,19 +52,6 @@ from tests.support import (
     app_folder,
     ask,
     eventually,
-)
-from tests.test_engine import Request, idle
-from tests.test_isolation import (
-    AsyncTextIteratorStreamer,
-    BaseStreamer,
-    Gates,
-    IsolationTest,
-    Model,
-    PerRequest,
-    Shared,
-    TextIteratorStreamer,
-    Tokenizer,
-    full,
 )
 
 

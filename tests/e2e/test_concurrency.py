@@ -32,7 +32,7 @@ WHOLE = [seed for seed in SEEDS if seed not in (*CANCELLED, GONE, RAISING)]
 def question(seed: int, **more: Any) -> dict[str, Any]:
     return {
         "TEXT": "Write a story about a lighthouse.",
-        "MAX_NEW_TOKENS": 30,
+        "MAX_NEW_TOKENS": 16,
         "SEED": seed,
         "SAMPLING": json.dumps({"temperature": 0.9}),
         **more,
