@@ -51,11 +51,10 @@ class Server(NamedTuple):
     pid: int
 
 
-def ours(concurrency: int, *flags: str) -> list[str]:
-    """Name the command of our server with the tokens app, ready for `concurrency` streams at once."""
+def ours(concurrency: int, *flags: str, tree: Path = ROOT, app: str = "tokens") -> list[str]:
+    """Name the command of our server, as it is in `tree`, with an app of ours, ready for `concurrency` at once."""
     slots = str(concurrency)
-    model = str(BENCH / "apps" / "tokens")
-    command = [sys.executable, str(ROOT / "server.py"), "--model", model, "--port", "0"]
+    command = [sys.executable, str(tree / "server.py"), "--model", str(BENCH / "apps" / app), "--port", "0"]
     return [*command, "--concurrency", slots, "--queue", slots, *flags]
 
 
