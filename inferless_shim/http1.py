@@ -29,15 +29,21 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 END_OF_HEAD = b"\r\n\r\n"
 STRAY = re.compile(rb"\x00|(?<!\r)\n|\r(?=[^\n])")
 # The target is visible ASCII but for "#": a fragment is never sent. Between the parts: one space (RFC 9112 §3).
-REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-\"$-~]+) HTTP/([0-9])\.([0-9])")
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+REQUEST_LINE = re.compile(rb"(%b) ([!-\"$-~]+) HTTP/([0-9])\.([0-9])" % TOKEN)
 # A name is a token, the colon follows it at once, and a line that starts with a blank is none (RFC 9112 §5).
-FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
+FIELD = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)" % TOKEN)
 # RFC 3986 §3.2.2 also allows sub-delims and escapes in a name; no name in DNS has them, smuggled ones do.
 HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-TARGET = re.compile(rf"(?:https?://({HOST.pattern})|(?=/))(/[^?]*)?(?:\?(.*))?", re.IGNORECASE)
-BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01]|%7[Ff]")  # incomplete, or of a control character
+# RFC 3986 §3.3 and §3.4; in a query also what browsers leave as it is (WHATWG URL, query percent-encode set).
+PATH, QUERY = r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*", r"[A-Za-z0-9._~!$&'()*+,;=:@%/?\[\]{}|\\^`-]*"
+TARGET = re.compile(rf"(?:https?://({HOST.pattern})|(?=/))(/{PATH})?(?:\?({QUERY}))?", re.IGNORECASE)
+# Incomplete, of a control character, or of a slash: a proxy that does not take that for one sees another path.
+BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01]|%7[Ff]|%2[Ff]")
 LENGTH = re.compile(r"[0-9]{1,19}")  # 19 digits hold every 63-bit length
-CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")  # RFC 9112 §7.1
+QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (TOKEN, TOKEN, QUOTED)
+CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%b)*" % EXTENSION)  # RFC 9112 §7.1
 # Two of these would be two answers to "who asks, from where, for what", and a proxy may have read the other one.
 SINGLE = ("host", "authorization", "origin", "sec-fetch-site", "last-event-id", "idempotency-key")
 Fields = list[tuple[str, str]]
@@ -101,20 +107,40 @@ def find_head(buffer: bytearray, searched: int = 0) -> int | None:
     # Once, when the buffer passes the bound; from 2 on, past an empty line in front.
     if searched < MAX_REQUEST_LINE <= len(buffer) and buffer.find(b"\r\n", 2, MAX_REQUEST_LINE) < 0:
         raise errors.UriTooLong(f"The request target is over {MAX_TARGET} bytes; send inputs by POST.")
+    if end < 0:
+        _check_first_line(buffer, searched)
     if end < 0 and len(buffer) >= MAX_HEAD:
         raise errors.HeaderFieldsTooLarge(f"The head of the request is over {MAX_HEAD} bytes; send fewer fields.")
     return stop if end >= 0 else None
 
 
+def _check_first_line(buffer: bytearray, searched: int) -> None:
+    """Refuse what is no request as soon as its first line has come: its sender may wait for an answer (HTTP/0.9)."""
+    start = 2 if buffer.startswith(b"\r\n") else 0
+    end = buffer.find(b"\r\n", max(start, searched - 1), MAX_REQUEST_LINE)
+    if end > start and buffer.find(b"\r\n", start, end) < 0:
+        _parse_request_line(bytes(buffer[start:end]))
+
+
+def _parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
+    match = REQUEST_LINE.fullmatch(line)
+    if not match:
+        raise errors.BadRequest("The request line is malformed; send METHOD target HTTP/1.1, the target URL-encoded.")
+    version = (int(match[3]), int(match[4]))
+    if version not in ((1, 0), (1, 1)):
+        raise errors.VersionNotSupported("This version of HTTP is not spoken here; use HTTP/1.1.")
+    return match[1].decode("ascii"), match[2].decode("ascii"), version
+
+
+def asks_for_head(unread: bytearray) -> bool:
+    """Whether a request that could not be read is a HEAD: even so its answer has no content (RFC 9110 §9.3.2)."""
+    return unread.startswith((b"HEAD ", b"\r\nHEAD "))
+
+
 def parse_head(head: bytes) -> Request:
     """Read the bytes that `find_head` has measured. Raises a ShimError: 400, 414, 415, 417, 431, 501 or 505."""
     lines = head.removeprefix(b"\r\n").removesuffix(END_OF_HEAD).split(b"\r\n")
-    match = REQUEST_LINE.fullmatch(lines[0])
-    if not match:
-        raise errors.BadRequest("The request line is malformed; send METHOD target HTTP/1.1, the target URL-encoded.")
-    method, target, version = match[1].decode("ascii"), match[2].decode("ascii"), (int(match[3]), int(match[4]))
-    if version not in ((1, 0), (1, 1)):
-        raise errors.VersionNotSupported("This version of HTTP is not spoken here; use HTTP/1.1.")
+    method, target, version = _parse_request_line(lines[0])
     if len(target) > MAX_TARGET:
         raise errors.UriTooLong(f"The request target is over {MAX_TARGET} bytes; send inputs by POST.")
     authority, path, query = _split_target(method, target)
@@ -138,11 +164,13 @@ def _split_target(method: str, target: str) -> tuple[str, str, str]:
         return "", "*", ""
     match = TARGET.fullmatch(target)
     if not match:
-        raise errors.BadRequest("The request target is neither a path nor http://host/path; start it with a slash.")
+        raise errors.BadRequest(
+            "The request target is no path as in a URL; start it with a slash, and percent-encode it."
+        )
     authority, raw, query = match.groups(default="")
     path = unquote_to_bytes(raw or "/").decode("utf-8", "replace")
     if BAD_ESCAPE.search(raw) or "\ufffd" in path:  # stands for what is no UTF-8
-        raise errors.BadRequest("The path has an escape that is no text; percent-encode it as UTF-8, % itself as %25.")
+        raise errors.BadRequest("The path has an escape of no text or of a slash; send UTF-8 escapes, % itself as %25.")
     return authority, path, query
 
 
@@ -174,7 +202,7 @@ def _framing(fields: Fields, version: tuple[int, int]) -> Framing:
         raise errors.BadRequest("Transfer-Encoding is for HTTP/1.1 without Content-Length; send one of the two.")
     if codings == ["chunked"]:
         return Framing(Kind.CHUNKED)
-    if "chunked" in codings or "" in codings:  # twice, or in company (RFC 9112 §7)
+    if "chunked" in codings[:-1] or "" in codings:  # twice, or not at the end: where does the body end? (§6.3)
         raise errors.BadRequest("Transfer-Encoding is not chunked alone; send chunked, once.")
     if codings:
         raise errors.NotImplementedHere("Only the transfer coding chunked is known here; send the body chunked.")

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any, NoReturn
 
@@ -22,7 +22,8 @@ MAX_DIGITS = 4300  # what int() reads unless told otherwise (sys.set_int_max_str
 
 # One step down for an opening bracket, one up for a closing one (0xff is -1 as a signed byte).
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
-_NOT_STRUCTURE = bytes(set(range(256)) - set(b'[{]}"'))
+_EVERYTHING = bytes(range(256))
+BLOCK = 16384  # bytes looked at together: a list of all strings in a body would be 50 times its size
 # Half of a surrogate pair, without its other half at its side.
 _HIGH = r"\\u[dD][89abAB][0-9a-fA-F]{2}"
 _LOW = r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -60,10 +61,24 @@ def _decode(body: bytes, what: str) -> str:
 def _nests_too_deep(body: bytes) -> bool:
     if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
         return False
+    depth = 0
+    for brackets in outside_strings(body, b"[{]}"):
+        steps = memoryview(brackets.translate(_STEPS)).cast("b")
+        *_, depth = depths = list(accumulate(steps, initial=depth))
+        if max(depths) > MAX_NESTING:
+            return True
+    return False
+
+
+def outside_strings(body: bytes, wanted: bytes) -> Iterator[bytes]:
+    """Yield the `wanted` bytes of JSON text that stand outside of its strings, in order, a block at a time."""
     # A run of backslashes escapes in pairs from its left; what is then left of it escapes the next character.
-    structure = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(_STEPS, _NOT_STRUCTURE)
-    outside_strings = b"".join(structure.split(b'"')[::2])
-    return max(accumulate(memoryview(outside_strings).cast("b")), default=0) > MAX_NESTING
+    text = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _EVERYTHING.translate(None, wanted + b'"'))
+    inside = 0
+    for start in range(0, len(text), BLOCK):
+        parts = text[start : start + BLOCK].split(b'"')
+        yield b"".join(parts[inside::2])
+        inside ^= len(parts) - 1 & 1
 
 
 def _refuse_lone_surrogates(text: str, what: str) -> None:

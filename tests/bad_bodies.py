@@ -6,6 +6,8 @@ Used twice: against `protocol.read_body` alone, and against a whole server over 
 from __future__ import annotations
 
 import json
+import math
+import struct
 from typing import Any
 
 SCHEMA: dict[str, dict[str, Any]] = {
@@ -42,6 +44,68 @@ def text_of(body: dict[str, Any]) -> str:
     """Return all that an error body says, in one line."""
     faults = [text for fault in body.get("faults", ()) for text in fault.values()]
     return " | ".join([body["error"], *faults])
+
+
+# Each: what RFC 8259 leaves open, or what costs more than it looks; a value that has it; a word of its error.
+DOUBTFUL: list[tuple[str, bytes, str]] = [
+    ("NaN", b"NaN", "NaN"),
+    ("Infinity", b"Infinity", "Infinity"),
+    ("-Infinity", b"-Infinity", "-Infinity"),
+    ("1e400", b"1e400", "1e400"),
+    ("-1E+400", b"-1E+400", "-1E+400"),
+    ("a float of 400 digits", b"1" * 400 + b".5", "no float can hold"),
+    ("a key twice", b'{"a": 1, "b": 2, "a": 1}', "twice"),
+    ("a key twice, once escaped", rb'{"a": 1, "\u0061": 1}', "twice"),
+    ("a high surrogate", rb'"\ud83d"', "surrogate"),
+    ("a low surrogate", rb'"\ude00"', "surrogate"),
+    ("a surrogate in a key", rb'{"\ud83d": 1}', "surrogate"),
+    ("an integer of 5,000 digits", b"9" * 5000, "4,300 digits"),
+    ("an integer of 900,000 digits", b"-" + b"9" * 900_000, "4,300 digits"),
+    ("100 integers of 5,000 digits", b"[" + b",".join([b"9" * 5000] * 100) + b"]", "4,300 digits"),
+    ("100,000 brackets", b"[" * 100_000, "64 deep"),
+    ("100,000 brackets, closed", b"[" * 100_000 + b"]" * 100_000, "64 deep"),
+    ("100,000 braces", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "64 deep"),
+    ("100,000 brackets behind a string of them", b'["[[[\\"", ' + b"[" * 100_000, "64 deep"),
+]
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+def doubtful_bodies(value: bytes) -> dict[str, tuple[bytes, dict[str, str]]]:
+    """Return `value` in every place that a body has for one: the body, and the fields that it needs."""
+    tensor = b'{"name": "TEXT", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 9}}'
+    head = b'{"inputs": [%b], "parameters": {"a": %b}}' % (tensor, value)
+    return {
+        "bare": (b'{"TEXT": "hello", "STOP": [%b]}' % value, {}),
+        "alone": (value, {}),
+        "enveloped": (b'{"parameters": {"TEXT": "hello", "TEMPERATURE": %b}}' % value, {}),
+        "beside the envelope": (b'{"parameters": {"TEXT": "hello"}, "id": %b}' % value, {}),
+        "a tensor": (b'{"inputs": [{"name": "TEXT", "shape": [1], "datatype": "BYTES", "data": [%b]}]}' % value, {}),
+        "a tensor's shape": (b'{"inputs": [{"name": "TEXT", "shape": [%b], "data": ["hello"]}]}' % value, {}),
+        "in front of binary data": (head + b"\5\0\0\0hello", {HEADER_LENGTH: str(len(head))}),
+    }
+
+
+# Each: what is wrong, the tensor's name and datatype, its bytes, a word of its error.
+DOUBTFUL_TENSORS: list[tuple[str, str, str, bytes, str]] = [
+    ("NaN", "TEMPERATURE", "FP32", struct.pack("<f", math.nan), "nan"),
+    ("Infinity", "TEMPERATURE", "FP64", struct.pack("<d", math.inf), "inf"),
+    ("-Infinity", "TEMPERATURE", "FP16", struct.pack("<e", -math.inf), "-inf"),
+    ("NaN in BF16", "TEMPERATURE", "BF16", b"\xc0\x7f", "nan"),
+    ("a surrogate", "TEXT", "BYTES", b"\3\0\0\0\xed\xa0\x80", "UTF-8"),
+    ("an overlong NUL", "TEXT", "BYTES", b"\2\0\0\0\xc0\x80", "UTF-8"),
+    ("a length of 4 GiB", "TEXT", "BYTES", b"\xff\xff\xff\xffhello", "cut short"),
+    ("a boolean of 2", "SAMPLE", "BOOL", b"\2", "the byte 2"),
+]
+
+
+def doubtful_tensor(name: str, datatype: str, data: bytes) -> tuple[bytes, dict[str, str]]:
+    """Return a body with a binary tensor that would be good but for its data, and the fields that it needs."""
+    sized = {"binary_data_size": len(data)}
+    inputs = [{"name": name, "shape": [1], "datatype": datatype, "parameters": sized}]
+    if name != "TEXT":
+        inputs.append({"name": "TEXT", "shape": [1], "datatype": "BYTES", "data": ["hello"]})
+    head = json.dumps({"inputs": inputs}).encode()
+    return head + data, {HEADER_LENGTH: str(len(head))}
 
 
 # Each: what is wrong, the body, words that its error must hold.

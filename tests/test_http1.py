@@ -21,6 +21,7 @@ from unittest import mock
 
 from inferless_shim import errors, http1
 from inferless_shim.http1 import BodyDecoder, Framing, Kind, Request, find_head, parse_head, require_body
+from tests.support import about
 
 MAX_BODY = 1_000_000
 NO_BODY = Framing(Kind.NONE)
@@ -86,9 +87,10 @@ GOOD_HEADS: list[tuple[bytes, dict[str, Any]]] = [
     (head(b"GET /infer?TEXT=a%20b&x=1?2 HTTP/1.1"), {"path": "/infer", "query": "TEXT=a%20b&x=1?2"}),
     (head(b"GET /a? HTTP/1.1"), {"path": "/a", "query": ""}),
     (head(b"GET /?/a HTTP/1.1"), {"path": "/", "query": "/a"}),
-    (head(b"GET /caf%C3%A9/%e2%82%ac/a%2Fb HTTP/1.1"), {"path": "/café/€/a/b"}),
+    (head(b"GET /caf%C3%A9/%e2%82%ac/a%3Fb HTTP/1.1"), {"path": "/café/€/a?b"}),
     (head(b"GET /?bad=%zz%ff HTTP/1.1"), {"path": "/", "query": "bad=%zz%ff"}),
-    (head(b'GET /a"<>\\^`{|}[] HTTP/1.1'), {"path": '/a"<>\\^`{|}[]'}),
+    (head(b"GET /~a-b._!$&'()*+,;=:@%22 HTTP/1.1"), {"path": "/~a-b._!$&'()*+,;=:@\""}),
+    (head(b"GET /?a\\^`{|}[] HTTP/1.1"), {"path": "/", "query": "a\\^`{|}[]"}),
     (head(b"GET //other/x HTTP/1.1"), {"path": "//other/x", "host": "localhost:8000"}),
     (head(b"OPTIONS * HTTP/1.1"), {"method": "OPTIONS", "path": "*", "query": ""}),
     (head(b"OPTIONS /infer HTTP/1.1"), {"method": "OPTIONS", "path": "/infer"}),
@@ -154,6 +156,11 @@ BAD_HEADS: list[tuple[str, bytes, int]] = [
     ("DEL in the target", head(b"GET /\x7f HTTP/1.1"), 400),
     ("a control character in the target", head(b"GET /\x01 HTTP/1.1"), 400),
     ("a fragment", head(b"GET /a#b HTTP/1.1"), 400),
+    *(
+        (f"{character} in the path", head(b"GET /a%b HTTP/1.1" % character.encode()), 400)
+        for character in '"<>\\^`{|}[]'
+    ),
+    *((f"{character} in the query", head(b"GET /?a%b HTTP/1.1" % character.encode()), 400) for character in '"<>'),
     ("a target that is no path", head(b"GET a HTTP/1.1"), 400),
     ("a query alone", head(b"GET ?a=1 HTTP/1.1"), 400),
     ("an asterisk without OPTIONS", head(b"GET * HTTP/1.1"), 400),
@@ -170,6 +177,7 @@ BAD_HEADS: list[tuple[str, bytes, int]] = [
     ("a percent-escape that is not hexadecimal", head(b"GET /a%+1 HTTP/1.1"), 400),
     ("a NUL in escapes", head(b"GET /a%00 HTTP/1.1"), 400),
     ("a line end in escapes", head(b"GET /a%0d%0aX:1 HTTP/1.1"), 400),
+    ("a slash in escapes", head(b"GET /a%2Fb HTTP/1.1"), 400),
     ("escapes that are no UTF-8", head(b"GET /a%ff HTTP/1.1"), 400),
     ("an overlong slash in escapes", head(b"GET /a%c0%af HTTP/1.1"), 400),
     ("a surrogate in escapes", head(b"GET /%ed%a0%80 HTTP/1.1"), 400),
@@ -253,7 +261,8 @@ BAD_HEADS: list[tuple[str, bytes, int]] = [
     ("chunked twice on a line", post(b"Transfer-Encoding: chunked, chunked\r\n"), 400),
     ("chunked on two lines", post(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400),
     ("chunked, then another coding", post(b"Transfer-Encoding: chunked, identity\r\n"), 400),
-    ("another coding, then chunked", post(b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"), 400),
+    ("another coding, then chunked", post(b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"), 501),
+    ("another coding between two", post(b"Transfer-Encoding: chunked, gzip, chunked\r\n"), 400),
     ("chunked and a comma", post(b"Transfer-Encoding: chunked,\r\n"), 400),
     ("a comma and chunked", post(b"Transfer-Encoding: ,chunked\r\n"), 400),
     ("a vertical tab and chunked", post(b"Transfer-Encoding: \x0bchunked\r\n"), 400),
@@ -288,6 +297,7 @@ GOOD_CHUNKS: list[tuple[bytes, bytes]] = [
     (b"3\r\na\r\n\r\n0\r\n\r\n", b"a\r\n"),
     (b'5;name="a b;c";x\r\nhello\r\n0;last\r\n\r\n', b"hello"),
     (b"5 \t; x\r\nhello\r\n0\r\n\r\n", b"hello"),
+    (b'5;a = "\\"\\\\;\xff";b=c\r\nhello\r\n0\r\n\r\n', b"hello"),
     (b"5;" + b"x" * 4000 + b"\r\nhello\r\n0\r\n\r\n", b"hello"),
     (b"0000000000000005\r\nhello\r\n0000000000000000\r\n\r\n", b"hello"),
     (b"5\r\nhello\r\n0\r\nTrailer: a\r\nContent-Length: 99\r\nTransfer-Encoding: x\r\n\r\n", b"hello"),
@@ -315,6 +325,11 @@ BAD_CHUNKS: list[tuple[str, bytes, int]] = [
     ("bare LF in an extension", b"5;a\nhello\r\n0\r\n\r\n", 400),
     ("bare CR in an extension", b"5;a\rb\r\nhello\r\n0\r\n\r\n", 400),
     ("NUL in an extension", b"5;a\x00b\r\nhello\r\n0\r\n\r\n", 400),
+    ("an extension without a name", b"5;\r\nhello\r\n0\r\n\r\n", 400),
+    ("an extension without its value", b"5;a=\r\nhello\r\n0\r\n\r\n", 400),
+    ("an extension with an open quote", b'5;a="b\r\nhello\r\n0\r\n\r\n', 400),
+    ("an extension with an escaped quote at its end", b'5;a="b\\"\r\nhello\r\n0\r\n\r\n', 400),
+    ("a blank after an extension", b"5;a \r\nhello\r\n0\r\n\r\n", 400),
     ("an extension without a semicolon", b"5 a\r\nhello\r\n0\r\n\r\n", 400),
     ("nothing after the data", b"5\r\nhello0\r\n\r\n", 400),
     ("two other bytes after the data", b"5\r\nhelloXX0\r\n\r\n", 400),
@@ -399,6 +414,10 @@ class HeadTest(RefusalTestCase):
             ("NUL", b"GET /\x00", 400),
             ("bare LF", b"GET / HTTP/1.1\n", 400),
             ("bare CR", b"GET / HTTP/1.1\rH", 400),
+            ("no version", b"GET /\r\n", 400),
+            ("no version, an empty line first", b"\r\nGET /\r\n", 400),
+            ("another protocol", b"EHLO localhost\r\n", 400),
+            ("another version", b"GET / HTTP/2.0\r\n", 505),
             ("no line end", b"A" * http1.MAX_REQUEST_LINE, 414),
             ("no line end after an empty line", b"\r\n" + b"A" * (http1.MAX_REQUEST_LINE - 2), 414),
             ("no end of the head", head()[:-2].ljust(http1.MAX_HEAD, b"X"), 431),
@@ -411,7 +430,7 @@ class HeadTest(RefusalTestCase):
         """Every beginning of a valid head asks for more."""
         for raw, _ in GOOD_HEADS:
             for size in range(len(raw)):
-                with self.subTest(beginning=raw[:size]):
+                with about(beginning=raw[:size]):
                     self.assertIsNone(find_head(bytearray(raw[:size])))
 
     def test_find_head_searched(self) -> None:
@@ -435,6 +454,19 @@ class HeadTest(RefusalTestCase):
         """Bytes behind the head are neither judged nor counted."""
         body = b"\x00\n\r" * http1.MAX_HEAD
         self.assertEqual(find_head(bytearray(head() + body)), len(head()))
+
+    def test_asks_for_head(self) -> None:
+        """A HEAD is known by its first word, even if the rest cannot be read; methods tell upper from lower case."""
+        for raw, expected in [
+            (b"HEAD / HTTP/1.1\r\n\0", True),
+            (b"\r\nHEAD / HTTP/1.1\r\n\0", True),
+            (b"HEADER / HTTP/1.1\r\n\0", False),
+            (b"head / HTTP/1.1\r\n\0", False),
+            (b"GET HEAD HTTP/1.1\r\n\0", False),
+            (b"\r\n\r\nHEAD ", False),
+        ]:
+            with self.subTest(raw=raw):
+                self.assertIs(http1.asks_for_head(bytearray(raw)), expected)
 
 
 class RequestTest(unittest.TestCase):
@@ -701,7 +733,7 @@ class RandomTest(unittest.TestCase):
         rng = random.Random(seed)
         for _ in range(self.MUTATIONS):
             raw = self.mutate(rng, rng.choice(sources))
-            with self.subTest(TEST_SEED=seed, raw=raw):
+            with about(TEST_SEED=seed, raw=raw):
                 check(raw)
 
     def test_mutated_requests(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tracemalloc
 import unittest
 from typing import Any
 from unittest import mock
@@ -12,6 +13,7 @@ from unittest import mock
 from inferless_shim import strictjson
 from inferless_shim.errors import BadRequest
 from inferless_shim.strictjson import describe, loads, measure, nearest, nest, quoted
+from tests.support import about
 
 GOOD: list[tuple[bytes, object]] = [
     (b"{}", {}),
@@ -115,6 +117,29 @@ class Loads(unittest.TestCase):
                     loads(text)
             decoder.decode.assert_not_called()
 
+    def test_loads_block_by_block(self) -> None:
+        """Wherever a block of the text ends, in a string, behind an escape or between brackets, depth is the same."""
+        for block in (1, 2, 3, 5, 8, 13, 64):
+            with mock.patch.object(strictjson, "BLOCK", block):
+                for text, value in GOOD:
+                    self.assertEqual(loads(text), value, (block, text[:60]))
+                for text, words in BAD:
+                    with self.assertRaises(BadRequest, msg=(block, text[:60])) as caught:
+                        loads(text)
+                    self.assertIn(words[0], caught.exception.message)
+
+    def test_loads_many_strings(self) -> None:
+        """To count how deep a text nests takes little more memory than the text, however many strings it has."""
+        brackets = b"[]," * 100
+        for text in (b'["",' + brackets + b'"",' * 200_000 + b"x]", b"[" + brackets + b'"[",[],' * 100_000 + b"x]"):
+            tracemalloc.start()
+            try:
+                self.assertFalse(strictjson._nests_too_deep(text))
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            self.assertLess(peak, 3 * len(text) + 3 * 1024 * 1024)
+
     def test_loads_against_json(self) -> None:
         """Whatever `json` writes is read as it was, indented or not, in ASCII or not."""
         seed = int(os.environ.get("TEST_SEED") or random.SystemRandom().randrange(2**32))
@@ -122,7 +147,7 @@ class Loads(unittest.TestCase):
         for _ in range(300):
             value = self.random_value(rng, 6)
             text = json.dumps(value, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1]))
-            with self.subTest(TEST_SEED=seed, text=text):
+            with about(TEST_SEED=seed, text=text):
                 self.assertEqual(loads(text.encode()), value)
 
     def test_loads_mutated_text(self) -> None:
@@ -137,7 +162,7 @@ class Loads(unittest.TestCase):
                 text[place : place + rng.randint(0, 2)] = rng.choice(
                     [b"", b'"', b"\\", b"[", b"}", b"\\ud83d", b"\xff", b"9"]
                 )
-            with self.subTest(TEST_SEED=seed, text=bytes(text)):
+            with about(TEST_SEED=seed, text=bytes(text)):
                 try:
                     value = loads(bytes(text))
                 except BadRequest:

@@ -3,83 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import subprocess
-import tempfile
 import unittest
-from pathlib import Path
 from typing import Any
 
-from tests.e2e.wire import GATED, TestCase, gate, need, served
-from tests.support import PATIENCE, Client, Event, Response, ask, eventually
+from tests.e2e.proxies import Nginx, UnixClient
+from tests.e2e.wire import GATED, TestCase, gate, served
+from tests.support import Client, Event, Response, ask, eventually
 
 SENT = [{"OUT": word} for word in ("To", " boil", " an", " egg")]
-CONFIGURATION = """
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path client;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    server {{
-        listen unix:{socket};
-        location / {{
-            proxy_pass http://127.0.0.1:{upstream};
-            {settings}
-        }}
-    }}
-}}
-"""
-
-
-class Nginx:
-    """nginx in front of the port `upstream`: one process, all its files, its socket too, in a folder of its own."""
-
-    def __init__(self, upstream: int, settings: str) -> None:
-        binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin")
-        need(binary, "nginx is missing: apt-get install --no-install-recommends nginx-light")
-        self.folder = tempfile.TemporaryDirectory()
-        self.socket = str(Path(self.folder.name, "nginx.sock"))
-        text = CONFIGURATION.format(socket=self.socket, upstream=upstream, settings=settings)
-        Path(self.folder.name, "nginx.conf").write_text(text, encoding="utf-8")
-        self.process = subprocess.Popen(
-            [str(binary), "-p", self.folder.name, "-c", "nginx.conf", "-e", "stderr"], stderr=subprocess.DEVNULL
-        )
-
-    def __enter__(self) -> Nginx:
-        try:
-            eventually(self.listens, what="nginx listens")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-        self.folder.cleanup()
-
-    def listens(self) -> bool:
-        assert self.process.poll() is None, f"nginx ended with {self.process.returncode}"
-        with socket.socket(socket.AF_UNIX) as sock:
-            return sock.connect_ex(self.socket) == 0
-
-
-class UnixClient(Client):
-    """A raw connection to what listens on a socket in the file system."""
-
-    def __init__(self, path: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(PATIENCE)
-        self.sock.connect(path)
-        self._buffer = b""
 
 
 class ThroughNginx(TestCase):
@@ -87,7 +18,7 @@ class ThroughNginx(TestCase):
 
     def serve(self, *flags: str) -> None:
         self.server = self.hold(served(GATED, *flags))
-        self.nginx = self.hold(Nginx(self.server.port, self.settings))
+        self.nginx = self.hold(Nginx([self.server.port], self.settings))
         self.gate = self.hold(gate())
         self.body = {"TEXT": json.dumps(SENT), "GATE": self.gate.path}
 
