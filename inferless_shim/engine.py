@@ -11,8 +11,10 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
+from typing import NamedTuple
 
 from . import isolation, views
 from .backlog import Backlog
@@ -21,6 +23,7 @@ from .errors import AppFailed, StartupError, Unavailable
 from .job import Job
 from .loader import App
 from .loops import close_event_loop
+from .metrics import Histogram
 from .outputs import app_raised, error_text
 from .run import Run
 from .stream import Stream
@@ -31,6 +34,10 @@ log = logging.getLogger(__name__)
 FINALIZE_TIME = 10.0
 STUCK = "Every slot is held by an infer that does not end; restart the server, or try again later."
 ENDED_BY_UNLOAD = "The model is being unloaded."
+# Seconds, for the metrics: a queue is empty or long, an infer is an embedding or a page of text.
+WAITS = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
+INFERS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches
 CANNOT_UNLOAD = "The model cannot be unloaded: an infer, or finalize, does not end."
 
 
@@ -49,6 +56,15 @@ class Slot:
     def __init__(self) -> None:
         self.run: Run | None = None
         self.stuck = False
+
+
+class Load(NamedTuple):
+    """How many jobs wait, and how many slots there are, are busy, and are lost."""
+
+    waiting: int
+    slots: int
+    busy: int
+    stuck: int
 
 
 class Engine:
@@ -72,6 +88,7 @@ class Engine:
         self._others_ended = threading.Event()  # when stopping: `finalize` may run
         self._finalizing = threading.Event()  # and it does
         self._views = views.Views()
+        self.waits, self.infers, self.batches = Histogram(*WAITS), Histogram(*INFERS), Histogram(*SIZES)
         self._threads = [
             threading.Thread(target=self._serve, args=(slot, number), name=f"infer-{number}", daemon=True)
             for number, slot in enumerate(self._slots)
@@ -98,7 +115,7 @@ class Engine:
         """Give a reserved place back."""
         with self.lock:
             self._backlog.release()
-            self._work.notify_all()  # what is unloaded waits for the last place to be given back
+            self._look_again()
 
     def submit(self, job: Job) -> None:
         """Queue a job in the place that was reserved for it. It runs once its stream is followed, or detached."""
@@ -133,6 +150,13 @@ class Engine:
         """Whether a job runs or waits; one that is stuck does not count."""
         with self.lock:
             return self._is_busy()
+
+    def load_now(self) -> Load:
+        """Return what there is to do and who does it, at one moment."""
+        with self.lock:
+            busy = sum(slot.run is not None for slot in self._slots)
+            stuck = sum(slot.stuck for slot in self._slots)
+            return Load(self._backlog.waiting(), len(self._slots), busy - stuck, stuck)
 
     def tick(self) -> None:
         """Fail what has run longer than `--infer-timeout`, and count slots that do not come back from it."""
@@ -231,12 +255,13 @@ class Engine:
     def _check_ready(self) -> None:
         name = self.app.name
         if self._no_slot_left():
-            raise Unavailable(STUCK)
+            raise Unavailable(STUCK, state="stuck")
         if self.state is State.LOADING:
-            raise Unavailable(f"{name} is still loading; try again shortly.")
+            raise Unavailable(f"{name} is still loading; try again shortly.", state=self.state.value)
         if self.state is not State.READY:
             told = "is unloaded;" if self.state is State.UNLOADED else "is being unloaded; when that is over,"
-            raise Unavailable(f"{name} {told} POST /v2/repository/models/{name}/load brings it back.")
+            told = f"{name} {told} POST /v2/repository/models/{name}/load brings it back."
+            raise Unavailable(told, state=self.state.value)
 
     def _no_slot_left(self) -> bool:
         return all(slot.stuck for slot in self._slots)
@@ -248,6 +273,11 @@ class Engine:
         self.state, self.reason = state, reason
         self._work.notify_all()
         self._changed.notify_all()
+
+    def _look_again(self) -> None:
+        """An app that is being unloaded may have nothing left to do. Else nobody is woken: there may be 1,000 slots."""
+        if self.state is State.UNLOADING:
+            self._work.notify_all()
 
     def _wait_until_unloaded(self, timeout: float) -> None:
         self._changed.wait_for(lambda: self.state is not State.UNLOADING, timeout)
@@ -327,18 +357,34 @@ class Engine:
 
     def _execute(self, run: Run) -> None:
         try:
+            self._measure(run.jobs)
             again = run.execute()
         except BaseException:  # of what the app has changed under us; the thread must live on
             log.exception("a run failed")
-            return
+            again = []
+        self.infers.observe(run.seconds)
+        for job in run.jobs:
+            if job not in again:
+                job.hold.release()
         with self.lock:
             self._backlog.put_back(again)
+            if again:
+                self._work.notify_all()
+
+    def _measure(self, jobs: Sequence[Job]) -> None:
+        """Note how long jobs have waited, and how many run together; those that are run again have been counted."""
+        now = time.monotonic()
+        new = [job.stream for job in jobs if job.stream.started is None]
+        for stream in new:
+            self.waits.observe(now - stream.created)
+        if self.app.batched and new:
+            self.batches.observe(len(new))
 
     def _next(self, slot: Slot, number: int) -> Run | State | None:
         """Wait for something to do: a run, or what the first thread does for all; None when the engine stops."""
         with self.lock:
             slot.run, slot.stuck = None, False
-            self._work.notify_all()  # an app that is being unloaded may have nothing left to do
+            self._look_again()
             while True:
                 if number == 0 and (self.state is State.LOADING or self._is_drained()):
                     return self.state

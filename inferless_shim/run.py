@@ -39,6 +39,7 @@ class Run:
         self.settings = settings
         self.views = views
         self.deadline: float | None = None
+        self.seconds = 0.0  # how long infer took
         # Not bound methods: run and scope would keep each other alive.
         self.scope = Scope(partial(is_wanted, jobs), partial(fail, jobs), partial(broke, jobs), views.streamers())
 
@@ -48,6 +49,7 @@ class Run:
         The jobs of a batch that raised are returned: they are to be run again, each alone, because one may be to blame.
         """
         again: list[Job] = []
+        began = time.monotonic()
         try:
             with self.scope.working():
                 try:
@@ -58,6 +60,7 @@ class Run:
             for job in self.jobs:
                 if job not in again and job.stream.is_open:  # an error that cannot even be told
                     job.fail("The app could not be run.")
+        self.seconds = time.monotonic() - began
         self.deadline = None  # infer is over; its threads have the grace
         grace = self.settings.stuck_grace
         left = self.scope.wait_for_threads(grace)
