@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -20,6 +20,7 @@ from .config import read_settings
 from .errors import StartupError
 from .extras import awq
 from .loader import read_app
+from .logs import FORMATTERS
 from .usage import curl_line
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,15 @@ LOOK = 0.1
 
 
 class Signals:
-    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process at once, as one while loading."""
+    """SIGTERM and SIGINT: the first asks for a drain, the second ends the process at once, as one while loading.
+
+    SIGHUP has files read again, where there are any; else it ends the process, as a terminal that is closed means to.
+    """
 
     def __init__(self) -> None:
         self.loading = True
-        self._asked = False
+        self._asked = self._hung_up = False
+        self._reload: Sequence[Callable[[], None]] = ()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
@@ -44,8 +49,17 @@ class Signals:
             os._exit(128 + number)
         self._asked = True
 
+    def reload_on_hangup(self, reload: Sequence[Callable[[], None]]) -> None:
+        """Have `wait` call these after a SIGHUP."""
+        if reload and hasattr(signal, "SIGHUP"):  # not on Windows
+            self._reload = reload
+            signal.signal(signal.SIGHUP, self._hang_up)
+
+    def _hang_up(self, number: int, frame: FrameType | None) -> None:
+        self._hung_up = True
+
     def wait(self, until: Callable[[], bool]) -> bool:
-        """Return True when a drain is asked for, False when `until` comes true.
+        """Return True when a drain is asked for, False when `until` comes true; reload when that is asked for.
 
         Runs on the main thread, which alone runs Python's signal handlers.
         Not by an Event, nor by a queue: a signal that comes just before their wait begins ends neither, and the
@@ -54,6 +68,10 @@ class Signals:
         while not self._asked:
             if until():
                 return False
+            if self._hung_up:
+                self._hung_up = False  # first: another may come while the files are being read
+                for each in self._reload:
+                    each()
             time.sleep(LOOK)
         return True
 
@@ -61,10 +79,10 @@ class Signals:
 class LoadingLine:
     """Says what is being loaded: on a terminal one live line with the time so far, elsewhere plain log lines."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, live: bool) -> None:
         self.name = name
         self.began = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.live = live
         if not self.live:
             log.info("loading %s", name)
 
@@ -111,15 +129,32 @@ class LogLines(logging.StreamHandler):  # type: ignore[type-arg]  # it takes non
         pass
 
 
-def set_up_log() -> None:
-    """Send our log lines and the app's to stderr; ours go there alone, and not to handlers that the app may add."""
+def set_up_log(log_format: str) -> None:
+    """Send our log lines and the app's to stderr; ours go there alone, and not to handlers that the app may add.
+
+    So do Python's warnings and what nobody catches, whose text may be a client's and would pass for lines of ours.
+    """
     lines = LogLines(sys.stderr)
-    logging.basicConfig(
-        level=logging.INFO, handlers=[lines], format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    lines.setFormatter(FORMATTERS[log_format]())
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     ours = logging.getLogger(__package__)
     ours.addHandler(lines)
     ours.propagate = False
+    logging.captureWarnings(True)
+    threading.excepthook = log_uncaught
+    sys.unraisablehook = log_unraisable
+
+
+def log_uncaught(raised: threading.ExceptHookArgs) -> None:
+    """Log what has ended a thread, unless that was its wish."""
+    if raised.exc_type is not SystemExit:
+        name = raised.thread.name if raised.thread is not None else "a thread"
+        log.error("%s raised", name, exc_info=raised.exc_value)
+
+
+def log_unraisable(raised: sys.UnraisableHookArgs) -> None:
+    """Log what was raised where nothing can catch it: in a `__del__`, say."""
+    log.error("%s", raised.err_msg or "an exception was ignored", exc_info=raised.exc_value)
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -129,7 +164,7 @@ def say(text: str, end: str = "\n") -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the server; return the exit status: 0 after a drain, 2 if it could not start, 70 if it is stuck."""
     settings = read_settings(sys.argv[1:] if arguments is None else arguments)
-    set_up_log()
+    set_up_log(settings.log_format)
     signals = Signals()
     show_prints_at_once()
     try:
@@ -140,10 +175,14 @@ def main(arguments: list[str] | None = None) -> int:
             return leave(check(settings))
         app = read_app(settings)
         server = Server(settings, app)
+        signals.reload_on_hangup(server.service.reload)
         awq.install()
         return serve(server, signals)
     except StartupError as error:
-        say(f"error: {error}")
+        if settings.log_format == "text":
+            say(f"error: {error}")
+        else:
+            log.error("%s", error)
         return leave(EXIT_STARTUP)
 
 
@@ -153,15 +192,23 @@ def serve(server: Server, signals: Signals) -> int:
     Raises StartupError.
     """
     engine = server.service.engine
-    line = LoadingLine(engine.app.name)
+    text = server.service.settings.log_format == "text"
+    announce = say if text else log.info
+    line = LoadingLine(engine.app.name, live=text and sys.stderr.isatty())
+    if server.service.admission.is_open_to_others and not server.service.settings.insecure:
+        log.warning(
+            "whoever reaches %s port %d may use this server: give it --api-key-file FILE, or listen with --host "
+            "127.0.0.1 (--insecure silences this)", server.service.settings.host, server.port,
+        )  # fmt: skip
     server.start()
     took = line.wait(engine.loaded)
     if engine.failed is not None:
         raise engine.failed
     signals.loading = False
     server.ready()
-    say(f"{engine.app.name} is ready on {server.url} (loaded in {took:.1f} s)")
-    say(f"try:  {curl_line(server.service.app, server.url)}")
+    announce(f"{engine.app.name} is ready on {server.url} (loaded in {took:.1f} s)")
+    with_key = server.service.admission.keys is not None
+    announce(f"try:  {curl_line(server.service.app, server.url, with_key=with_key, flags=server.curl_flags)}")
     exits = server.service.settings.on_stuck == "exit"
     if not signals.wait(lambda: exits and engine.stuck):
         log.error("every slot is held by an infer that does not end: exit (--on-stuck)")

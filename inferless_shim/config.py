@@ -7,11 +7,13 @@ is stated once. Times are in seconds, sizes in bytes; on the command line `500ms
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ SIZE_UNITS = {"": 1, "b": 1, "k": KIB, "kib": KIB, "m": MIB, "mib": MIB, "g": 10
 # 11 days: the kernel takes a connection's timeout in milliseconds of 31 bits, which is 24.
 LONGEST_TIME = 1_000_000
 LARGEST_SIZE = 2**50
+# What a body of one text takes while it is read and parsed, and no request gets all of --body-total (budget, weights).
+BODY_FACTOR = 6
 NUMBER_AND_UNIT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 ENVIRONMENT_PREFIX = "SHIM_"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def quantity(text: str, units: Mapping[str, float]) -> float | None:
@@ -101,11 +106,46 @@ def switch(text: str) -> bool:
 
 def origins(text: str) -> tuple[str, ...]:
     """Read exact web origins, separated by commas or spaces. Raises ValueError on `*` or a path."""
-    found = tuple(part.rstrip("/").lower() for part in text.replace(",", " ").split())
-    for origin in found:
-        if not re.fullmatch(r"https?://[^/?#*]+", origin):
+    found = []
+    for origin in (part.rstrip("/").lower() for part in _parts(text)):
+        match = re.fullmatch(r"(http|https)://(?:[0-9a-z._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin)
+        if not match:
             raise ValueError(f"{origin!r} is not an origin; write it exactly, such as https://example.org")
-    return found
+        # As browsers write it: without the scheme's own port (RFC 6454 §6.2).
+        default = {"http": ":80", "https": ":443"}[match[1]]
+        found.append(origin.removesuffix(default))
+    return tuple(found)
+
+
+def host_names(text: str) -> tuple[str, ...]:
+    """Read names for the Host field, in lower case and without the last dot. Raises ValueError on `*` or a port."""
+    found = []
+    for part in (part.lower().removesuffix(".") for part in _parts(text)):
+        address = part.removeprefix("[").removesuffix("]")
+        if ":" in address and re.fullmatch(r"[0-9a-f:.]+", address):
+            try:
+                part = f"[{ipaddress.IPv6Address(address)}]"
+            except ValueError:
+                raise ValueError(f"{part!r} is not an IPv6 address; write it without a port") from None
+        elif not re.fullmatch(r"\.?[0-9a-z_-]+(\.[0-9a-z_-]+)*", part):
+            raise ValueError(
+                f"{part!r} is not a host's name; write it without scheme and port, such as example.org, "
+                "or .example.org for it and all names below it"
+            )
+        found.append(part)
+    return tuple(found)
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Read IP addresses and networks, separated by commas or spaces. Raises ValueError."""
+    try:
+        return tuple(ipaddress.ip_network(part) for part in _parts(text))
+    except ValueError as error:
+        raise ValueError(f"{error}; write networks as 10.0.0.0/8 or fd00::/8, or single addresses") from None
+
+
+def _parts(text: str) -> list[str]:
+    return text.replace(",", " ").split()
 
 
 def resolved_path(text: str) -> Path:
@@ -116,6 +156,13 @@ def resolved_path(text: str) -> Path:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError) as error:  # nobody's home; links in a circle
         raise ValueError(f"{text!r} names no folder: {error}") from None
+
+
+def resolved_file(text: str) -> Path:
+    """Read a file's path, resolved now as folders are. Raises ValueError."""
+    if not text:
+        raise ValueError("'' names no file")
+    return resolved_path(text)
 
 
 def name(text: str) -> str:
@@ -129,6 +176,13 @@ def on_stuck(text: str) -> str:
     """Read what happens when no slot is left. Raises ValueError."""
     if text not in ("stay", "exit"):
         raise ValueError(f"{text!r} is neither stay nor exit")
+    return text
+
+
+def log_format(text: str) -> str:
+    """Read how log lines look. Raises ValueError."""
+    if text not in ("text", "json"):
+        raise ValueError(f"{text!r} is neither text nor json")
     return text
 
 
@@ -152,16 +206,48 @@ class Settings:
     # Whoever runs a model on a laptop does not expect the café to use it.
     host: str = setting("127.0.0.1", str, "network", "ADDRESS", "address to listen on; :: is every address")
     port: int = setting(8000, port, "network", "N", "port to listen on; 0 lets the system choose one and prints it")
-    cors: tuple[str, ...] = setting((), origins, "network", "ORIGINS", "web origins that may call from their pages")
     # One thread each; past it a connection is told 503 and closed.
     max_connections: int = setting(1024, at_least_one, "network", "N", "connections at once")
+    # 0: many people share an address behind a company's NAT, or behind a proxy that is not named as one.
+    max_connections_per_client: int = setting(
+        0, count, "network", "N", "connections at once from one address, or one IPv6 /64; 0 is no bound"
+    )
     # An API's base64 image fits; nothing a schema allows needs more.
     max_body: int = setting(10 * MIB, positive_size, "network", "BYTES", "largest request body")
+    # Six bodies of 10 MiB that come at once, or hundreds of 500 KiB that wait.
+    body_total: int = setting(
+        256 * MIB, positive_size, "network", "BYTES", "memory for request bodies and for inputs that wait"
+    )
     read_timeout: float = setting(
-        10.0, positive_seconds, "network", "S", "longest wait for a request's head, and for its body"
+        10.0,
+        positive_seconds,
+        "network",
+        "S",
+        "longest wait for a request's head; a body has that and 1 s for each 64 KiB",
     )
     idle_timeout: float = setting(
         60.0, positive_seconds, "network", "S", "how long an idle keep-alive connection is held"
+    )
+
+    # None: plain HTTP; what lies between two machines is then for a proxy or a private network to protect.
+    tls_cert: Path | None = setting(
+        None, resolved_file, "network", "FILE", "the certificate and its chain, as PEM: https; reread on SIGHUP"
+    )
+    tls_key: Path | None = setting(None, resolved_file, "network", "FILE", "the certificate's private key, as PEM")
+
+    # None: whoever reaches the port may call, which on loopback is whoever has an account on this machine.
+    api_key_file: Path | None = setting(
+        None, resolved_file, "access", "FILE", "who may call: one key, or name:key, a line; reread on SIGHUP"
+    )
+    insecure: bool = setting(False, switch, "access", "", "do not warn of an address that others reach without a key")
+    open_metrics: bool = setting(False, switch, "access", "", "let /metrics be read without a key")
+    cors: tuple[str, ...] = setting((), origins, "access", "ORIGIN", "web origins that may call from their pages")
+    # On loopback only names of this machine are taken, or a page elsewhere could be pointed here (DNS rebinding).
+    allowed_host: tuple[str, ...] = setting(
+        (), host_names, "access", "NAME", "names that the server may be called by; .example.org is all below it, too"
+    )
+    trusted_proxy: tuple[Network, ...] = setting(
+        (), networks, "access", "CIDR", "proxies whose X-Forwarded-For and X-Forwarded-Proto are believed"
     )
 
     # Inferless runs one infer at a time per replica, and public apps rely on it.
@@ -176,6 +262,8 @@ class Settings:
     on_stuck: str = setting(
         "stay", on_stuck, "running", "WHAT", "when every slot is held by an infer that does not end: stay, or exit (70)"
     )
+    # What a person reads; a log collector wants json.
+    log_format: str = setting("text", log_format, "running", "FORMAT", "log lines: text, or json, one object a line")
     # What Kubernetes gives after SIGTERM; a supervisor that gives less wants less here.
     drain: float = setting(30.0, seconds, "running", "S", "how long running streams may finish after SIGTERM")
 
@@ -188,7 +276,7 @@ class Settings:
         2.0, positive_seconds, "streams", "S", "how long a client is asked to wait before it reconnects"
     )
     stall: float = setting(
-        30.0, positive_seconds, "streams", "S", "how long a client may take nothing of what waits for it"
+        30.0, positive_seconds, "streams", "S", "how long a client may take under 1 KiB/s of what waits for it"
     )
     # 4 MiB is about 100,000 tokens.
     log_cap: int = setting(4 * MIB, size, "streams", "BYTES", "what is kept of one stream; the oldest is forgotten")
@@ -202,6 +290,7 @@ class Settings:
 GROUPS = {
     "app": "the app",
     "network": "network",
+    "access": "who may call",
     "running": "running the app",
     "streams": "streams",
 }
@@ -233,8 +322,10 @@ def make_parser() -> argparse.ArgumentParser:
             groups[about["group"]].add_argument(flag(each.name), action="store_true", help=about["help"])
         else:
             text = about["help"] + shown_default(each.name, each.default, about["read"])
+            # Of a list there may be several, after one flag or after several of them.
+            several: dict[str, Any] = {"nargs": "+", "action": "extend"} if each.default == () else {}
             groups[about["group"]].add_argument(
-                flag(each.name), type=reader(about["read"]), metavar=about["metavar"], help=text
+                flag(each.name), type=reader(about["read"]), metavar=about["metavar"], help=text, **several
             )
     return parser
 
@@ -276,10 +367,17 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
     """Read flags over environment over defaults; a wrong one ends the process with status 2 and a sentence."""
     parser = make_parser()
     flags = vars(parser.parse_args(arguments))
+    flags |= {name: tuple(chain.from_iterable(value)) for name, value in flags.items() if isinstance(value, list)}
     try:
-        settings = Settings(**(from_environment(environment) | flags))
+        given = from_environment(environment) | flags
     except ValueError as error:
         parser.error(str(error))
-    if "model" not in flags and ENVIRONMENT_PREFIX + "MODEL" not in environment:
+    if "model" not in given:
         parser.error("which app? Give its folder: --model models/echo")
-    return settings
+    settings = Settings(**given)
+    least = settings.max_body * BODY_FACTOR
+    if "body_total" in given and settings.body_total < least:
+        parser.error(
+            f"--body-total must be at least {BODY_FACTOR} times --max-body, or no body of that size could be read"
+        )
+    return replace(settings, body_total=max(settings.body_total, least))

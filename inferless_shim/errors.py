@@ -29,6 +29,14 @@ class ShimError(Exception):
         self.faults = list(faults)
         self.headers = list(headers)
 
+    @property
+    def logged(self) -> str:
+        """What a log may hold of it: the names of inputs, but none of the values that a client sent for them."""
+        if not self.faults:
+            return self.message
+        names = ", ".join(str(fault.get("input")) for fault in self.faults)
+        return f"{len(self.faults)} faults in the inputs: {names}" if len(self.faults) > 1 else f"a fault in {names}"
+
     def body(self) -> dict[str, Any]:
         """Return what goes out as JSON: `error`, and `faults` where there are several to tell."""
         return {"error": self.message, "faults": self.faults} if self.faults else {"error": self.message}
@@ -38,6 +46,21 @@ class BadRequest(ShimError):
     """The content of the request is wrong: JSON, inputs, an event id."""
 
     status, code = 400, "bad_request"
+
+
+class Unauthorized(ShimError):
+    """No key, or none that is in force. The challenge is RFC 6750 §3's, where a parameter must follow the scheme."""
+
+    status, code = 401, "unauthorized"
+
+    def __init__(self, *, presented: bool) -> None:
+        challenge = 'Bearer realm="inference"'
+        if presented:
+            message = "This key is not known here; send one that is, as Authorization: Bearer KEY."
+            challenge += ', error="invalid_token"'
+        else:
+            message = "A key is needed here; send it as Authorization: Bearer KEY."
+        super().__init__(message, headers=[("WWW-Authenticate", challenge)])
 
 
 class Forbidden(ShimError):
@@ -107,12 +130,16 @@ class NotImplementedHere(ShimError):
 
 
 class Unavailable(ShimError):
-    """Not now: loading, draining, stuck, or a full queue. `retry_after` is in whole seconds (RFC 9110 §10.2.3)."""
+    """Not now: loading, draining, stuck, or a full queue. `retry_after` is in whole seconds (RFC 9110 §10.2.3).
+
+    `state` is the server's, if it takes no work at all.
+    """
 
     status, code = 503, "unavailable"
 
-    def __init__(self, message: str, *, retry_after: int = 2) -> None:
+    def __init__(self, message: str, *, retry_after: int = 2, state: str = "") -> None:
         super().__init__(message, headers=[("Retry-After", str(retry_after))])
+        self.state = state
 
 
 class InferTimeout(ShimError):

@@ -1,6 +1,7 @@
 """Which web pages may call: our own, and those of the origins in `--cors`. No I/O.
 
-A page elsewhere could otherwise run the model on its visitor's localhost (CONTRACT.md §8, Fetch §3.2).
+A page elsewhere could otherwise run the model on its visitor's localhost (CONTRACT.md §8, Fetch §3.2). No answer allows
+credentials: a page sends its key by itself, as a header.
 """
 
 from __future__ import annotations
@@ -16,22 +17,39 @@ PREFLIGHT = [
     ("Access-Control-Allow-Headers", "authorization, content-type, last-event-id, idempotency-key, prefer"),
     ("Access-Control-Max-Age", "600"),
 ]
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
-def check(request: Request, cors: Sequence[str]) -> None:
-    """Let a request through unless a page of another origin sent it. Raises Forbidden (403)."""
+def check(request: Request, cors: Sequence[str], scheme: str | None = None) -> None:
+    """Let a request through unless a page of another origin sent it. Raises Forbidden (403).
+
+    `scheme` is what the client speaks, None if that is not known: a proxy in front may not say.
+    """
     origin = request.field("origin")
     if origin is None:
         if request.field("sec-fetch-site") != "cross-site":
             return
-    elif origin.lower() in cors or is_own(origin.lower(), (request.field("host") or "").lower()):
+    elif origin.lower() in cors or is_own(origin.lower(), (request.field("host") or "").lower(), scheme):
         return
     raise Forbidden("Pages of another origin may not call this server; allow theirs with --cors ORIGIN.")
 
 
-def is_own(origin: str, host: str) -> bool:
+def is_own(origin: str, host: str, scheme: str | None = None) -> bool:
     """Whether a page of this origin came from here. Without a Host (HTTP/1.0) nobody can say."""
-    return bool(host) and origin in (f"http://{host}", f"https://{host}")
+    schemes = DEFAULT_PORTS if scheme is None else (scheme,)
+    return bool(host) and any(
+        origin.removesuffix(DEFAULT_PORTS[each]) == f"{each}://{host.removesuffix(DEFAULT_PORTS[each])}"
+        for each in schemes
+    )
+
+
+def is_preflight(request: Request, cors: Sequence[str]) -> bool:
+    """Whether an allowed page asks what it may send (Fetch §4.8); such a request never brings a key."""
+    return (
+        request.method == "OPTIONS"
+        and request.field("access-control-request-method") is not None
+        and (request.field("origin") or "").lower() in cors
+    )
 
 
 def fields(request: Request | None, cors: Sequence[str]) -> Fields:

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import outputs
+from .admission import Client
+from .budget import Hold
 from .errors import AppFailed, BadRequest, InferTimeout, ShimError, Unavailable
 from .http1 import Request
 from .outputs import JSON
 from .stream import Stream
+from .tracing import Trace
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 Fields = list[tuple[str, str]]
@@ -17,12 +20,20 @@ Fields = list[tuple[str, str]]
 
 @dataclass
 class Exchange:
-    """A request with its body and the names that its path gave."""
+    """A request with its body, the names that its path gave, and who it comes from.
+
+    For the log, what serves it notes if it goes on with a stream, and what the body calls the request.
+    """
 
     request: Request
     body: bytes
     request_id: str
     params: dict[str, str]
+    hold: Hold
+    client: Client
+    trace: Trace | None = None
+    resumes: bool = False
+    body_id: str | None = None
 
 
 @dataclass
@@ -62,10 +73,10 @@ def followed(stream: Stream, number: int, *, id_first: bool = False) -> Outcome:
     return Follow(stream, number, id_first and number == 0)
 
 
-def accepted(stream: Stream) -> Reply:
-    """Answer `Prefer: respond-async` (RFC 7240 §4.1)."""
-    fields = [("Location", f"/streams/{stream.id}"), ("Preference-Applied", "respond-async"), *stream_fields(stream)]
-    return Reply(202, outputs.encode({"stream": stream.id, "location": f"/streams/{stream.id}"}), fields=fields)
+def accepted(stream: Stream, location: str) -> Reply:
+    """Answer `Prefer: respond-async` (RFC 7240 §4.1); what follows the stream at `location` needs no header."""
+    fields = [("Location", location), ("Preference-Applied", "respond-async"), *stream_fields(stream)]
+    return Reply(202, outputs.encode({"stream": stream.id, "location": location}), fields=fields)
 
 
 def stream_fields(stream: Stream) -> Fields:
@@ -90,5 +101,8 @@ def json_reply(value: dict[str, Any]) -> Reply:
     return Reply(200, outputs.encode(value))
 
 
-def error_reply(error: ShimError) -> Reply:
-    return Reply(error.status, outputs.encode(error.body()), fields=list(error.headers))
+def error_reply(error: ShimError, request_id: str, **more: str) -> Reply:
+    """Tell an error, with the id that the log knows the request by, and what else there is to tell."""
+    return Reply(
+        error.status, outputs.encode({**error.body(), **more, "request_id": request_id}), fields=list(error.headers)
+    )

@@ -48,6 +48,14 @@ def reserved_query(query: str) -> dict[str, str]:
     return reserved
 
 
+def token(query: str) -> str | None:
+    """Return the token for one stream in a query; None if there is none, or several, or the query is malformed."""
+    try:
+        return reserved_query(query).get("token")
+    except BadRequest:
+        return None
+
+
 def _pairs(query: str) -> Iterator[tuple[str, str]]:
     for field in filter(None, query.split("&")):
         name, _, text = field.partition("=")

@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import answers, outputs, protocol, queries, repository, sse, usage
+from . import answers, origins, outputs, protocol, queries, repository, scrape, sse, usage, weights
 from .errors import BadRequest, MethodNotAllowed, NotFound, Unavailable
 from .http1 import Request
 from .job import Job
+from .metrics import CONTENT_TYPE
 from .outcomes import (
     EVENT_STREAM,
     Await,
@@ -52,6 +53,7 @@ class Routes:
         table: list[tuple[str, dict[str, Endpoint]]] = [
             (r"\*", {}),  # OPTIONS * asks about the server as a whole (RFC 9110 §9.3.7)
             (r"/", {"GET": self.index}),
+            (r"/metrics", {"GET": self.metrics}),
             (r"/infer", {"GET": self.infer_query, "POST": self.infer}),
             (r"/streams/(?P<stream>[^/]+)", {"GET": self.follow, "DELETE": self.cancel}),
             (r"/v2/?", {"GET": self.server_metadata}),
@@ -68,9 +70,15 @@ class Routes:
             (control + "/unload", {"POST": self.unload}),
         ]
         self._table = [(re.compile(path), endpoints) for path, endpoints in table]
+        self._templates = [(re.compile(path), template(path)) for path, _ in table]
 
     def find(self, request: Request) -> tuple[Endpoint, dict[str, str]]:
-        """Return what serves a request, HEAD as GET, and the names in its path. Raises NotFound, MethodNotAllowed."""
+        """Return what serves a request, HEAD as GET, and the names in its path. Raises NotFound, MethodNotAllowed.
+
+        A preflight is told the same of every path, because it comes without a key.
+        """
+        if origins.is_preflight(request, self.service.settings.cors):
+            return preflight, {}
         for pattern, endpoints in self._table:
             match = pattern.fullmatch(request.path)
             if match:
@@ -79,10 +87,16 @@ class Routes:
                 method = "GET" if request.method == "HEAD" else request.method
                 if method == "OPTIONS":
                     return functools.partial(options, allowed(endpoints)), params
+                if (method, request.path) == ("POST", "/"):
+                    raise NotFound("Nothing is posted here; POST inputs to /infer, and GET / says what else there is.")
                 if method not in endpoints:
                     raise MethodNotAllowed(request.method, allowed(endpoints))
                 return endpoints[method], params
         raise NotFound(f"There is nothing at {request.path[:200]}; GET / says what there is.")
+
+    def template(self, path: str) -> str | None:
+        """Return what a path is, as one of a few: `/streams/<stream>`; None if there is nothing there."""
+        return next((template for pattern, template in self._templates if pattern.fullmatch(path)), None)
 
     def _check_model(self, params: dict[str, str]) -> None:
         name, version = params.get("model", self.app.name), params.get("version", VERSION)
@@ -94,8 +108,8 @@ class Routes:
     # ---- What is here
 
     def index(self, exchange: Exchange) -> Reply:
-        host = exchange.request.field("host") or "localhost"
-        return Reply(200, usage.page(self.service, f"http://{host}").encode(), TEXT)
+        base = f"{exchange.client.scheme or 'http'}://{exchange.request.field('host') or 'localhost'}"
+        return Reply(200, usage.page(self.service, base).encode(), TEXT)
 
     def live(self, exchange: Exchange) -> Reply:
         return Reply(200, b'{"live":true}')
@@ -104,8 +118,12 @@ class Routes:
         try:
             self.service.check_ready()
         except Unavailable as error:
-            return error_reply(error)  # not raised: to a probe that accepts events it must not look like a 200
+            # Not raised: to a probe that accepts events it must not look like a 200.
+            return error_reply(error, exchange.request_id, state=error.state)
         return Reply(200, b'{"ready":true}')
+
+    def metrics(self, exchange: Exchange) -> Reply:
+        return Reply(200, scrape.scrape(self.service), CONTENT_TYPE)
 
     def server_metadata(self, exchange: Exchange) -> Reply:
         return json_reply(answers.server_metadata())
@@ -163,7 +181,8 @@ class Routes:
             return Reply(200, content_type=EVENT_STREAM if self.app.streaming else JSON)
         last_event_id = self._last_event_id(exchange)
         if last_event_id is not None and self.app.streaming:
-            return self._resume(last_event_id, id_first=True)
+            return self._resume(exchange, last_event_id, id_first=True)
+        exchange.hold.weigh(weights.of_query(exchange.request.query))
         call, reserved = queries.read_query(exchange.request.query, self._schema())
         return self._start(
             exchange, call, outputs.Native(), None if self.app.streaming else flat, reserved, id_first=True
@@ -191,7 +210,7 @@ class Routes:
 
     def _read(self, exchange: Exchange) -> protocol.Call:
         header_length = exchange.request.field(protocol.HEADER_LENGTH.lower())
-        return protocol.read_body(exchange.body, self._schema(), header_length)
+        return protocol.read_body(exchange.body, self._schema(), header_length, weigh=exchange.hold.weigh)
 
     def _start(
         self,
@@ -205,13 +224,14 @@ class Routes:
     ) -> Outcome:
         """Start a stream, or an answer if there is a `render`; or find what the client asked for before."""
         request = exchange.request
+        exchange.body_id = usable_id(call.id)
         detached = any(each.partition(";")[0].strip() == "respond-async" for each in request.tokens("prefer"))
         if reserved is None:
             reserved = queries.reserved_query(request.query)
             last_event_id = self._last_event_id(exchange)
             # Where the route answers with no stream, there is none to resume: the route decides, not the header.
             if last_event_id is not None and (render is None or detached):
-                return self._resume(last_event_id)
+                return self._resume(exchange, last_event_id)
         if not self.app.outputs:
             dialect = outputs.Watched(dialect, self._learn)
         stream, new = self._open(exchange, None if render and not detached else dialect, detached)
@@ -220,38 +240,52 @@ class Routes:
                 stream,
                 call.inputs,
                 None if detached or render is None else self._learning(render),
-                usable_id(call.id) or exchange.request_id,
-                request.field("traceparent"),
+                exchange.body_id or exchange.request_id,
+                exchange.trace.traceparent if exchange.trace is not None else None,
+                hold=exchange.hold.hand_over(),
             )
             self.service.engine.submit(job)
         if stream.dialect is None:
             return Await(stream)
         if detached:
-            return accepted(stream)
+            return accepted(stream, self.service.admission.location(stream.id, stream.owner))
         if new:
             return Follow(stream, 0, id_first, reserved.get("progress") == "1")
         return followed(stream, 0, id_first=id_first)
 
     def _open(self, exchange: Exchange, dialect: outputs.Dialect | None, detached: bool) -> tuple[Stream, bool]:
-        """Return the stream that the Idempotency-Key made before, or a new one with a place in the queue reserved."""
+        """Return the stream that the Idempotency-Key made before, or a new one with a place in the queue reserved.
+
+        The key is claimed first: its retry finds the stream even if the queue has no place left, and of two at once the
+        second waits for the first one's place, instead of being refused one of its own.
+        """
         key = idempotency_key(exchange)
-        known = self.service.store.find(key) if key else None
+        if key is None:
+            return self._open_new(exchange, None, dialect, detached), True
+        known = self.service.store.claim(key)
         if known is not None:
             return known, False
+        try:
+            return self._open_new(exchange, key, dialect, detached), True
+        finally:
+            self.service.store.let_go(key)
+
+    def _open_new(
+        self, exchange: Exchange, key: IdempotencyKey | None, dialect: outputs.Dialect | None, detached: bool
+    ) -> Stream:
+        """Make a stream, with a place in the queue reserved for its job. Raises Unavailable (503)."""
         self.service.check_ready()
         self.service.engine.reserve()
         try:
-            stream, new = self.service.store.open(dialect, key, detached=detached)
-            if new and self.service.draining:  # looked at again: a drain that has begun since may have missed it
+            stream, _ = self.service.store.open(dialect, key, owner=exchange.client.owner, detached=detached)
+            if self.service.draining:  # looked at again: a drain that has begun since may have missed it
                 stream.fail("shutting_down", "The server is shutting down.")
                 self.service.store.forget(stream)
                 raise Unavailable(SHUTTING_DOWN)
         except BaseException:
             self.service.engine.release()
             raise
-        if not new:  # another POST with the same key was faster
-            self.service.engine.release()
-        return stream, new
+        return stream
 
     def _learning(self, render: Render) -> Render:
         """Return `render`, after which the metadata knows what was rendered."""
@@ -281,12 +315,15 @@ class Routes:
             in_query = queries.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
         return exchange.request.field("last-event-id") or in_query or None
 
-    def _resume(self, last_event_id: str, *, id_first: bool = False) -> Outcome:
+    def _resume(self, exchange: Exchange, last_event_id: str, *, id_first: bool = False) -> Outcome:
+        exchange.resumes = True
         event_id = sse.parse_event_id(last_event_id)
-        return followed(self.service.store.get(event_id.stream), event_id.number, id_first=id_first)
+        stream = self.service.store.get(event_id.stream, exchange.client.owner)
+        return followed(stream, event_id.number, id_first=id_first)
 
     def follow(self, exchange: Exchange) -> Outcome:
-        stream = self.service.store.get(exchange.params["stream"])
+        exchange.resumes = exchange.request.method == "GET"
+        stream = self.service.store.get(exchange.params["stream"], exchange.client.owner)
         in_query = queries.reserved_query(exchange.request.query).get(LAST_EVENT_ID)
         last_event_id = exchange.request.field("last-event-id") or in_query
         number = 0
@@ -301,10 +338,20 @@ class Routes:
         return outcome
 
     def cancel(self, exchange: Exchange) -> Reply:
-        stream = self.service.store.get(exchange.params["stream"])
-        if not stream.fail("cancelled", "The stream was cancelled on request."):
+        stream = self.service.store.get(exchange.params["stream"], exchange.client.owner)
+        if not stream.fail("cancelled", "The stream was cancelled on request.", cause="deleted"):
             self.service.store.forget(stream)
         return Reply(204)
+
+
+def preflight(exchange: Exchange) -> Reply:
+    return Reply(204, fields=list(origins.PREFLIGHT))
+
+
+def template(pattern: str) -> str:
+    """Write a path's pattern without its groups and what may be left out: `/v2/models/<model>/infer`."""
+    required = re.sub(r"\(\?:.*?\)\?|/\?", "", pattern)
+    return re.sub(r"\(\?P(<\w+>)[^)]*\)", r"\1", required).replace("\\", "")
 
 
 def options(methods: Sequence[str], exchange: Exchange) -> Reply:
@@ -323,7 +370,7 @@ def idempotency_key(exchange: Exchange) -> IdempotencyKey | None:
     import hashlib  # OpenSSL, 3 MB, which only this needs
 
     fingerprint = hashlib.sha256(exchange.request.path.encode() + b"\0" + exchange.body).digest()
-    return IdempotencyKey(value, fingerprint)
+    return IdempotencyKey(value, fingerprint, exchange.client.owner)
 
 
 def flat(results: Sequence[Any]) -> Answer:

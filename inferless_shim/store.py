@@ -17,6 +17,7 @@ from .config import Settings
 from .errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
 from .outputs import Dialect
 from .stream import State, Stream
+from .totals import Totals
 
 # How many forgotten ids are still answered 410 rather than 404: 1 MB of ids.
 FORGOTTEN_KEPT = 10_000
@@ -27,10 +28,19 @@ FIRST_FOLLOWER = 10.0
 
 @dataclass(frozen=True)
 class IdempotencyKey:
-    """A client's key for one POST, and what the POST was: its route and the hash of its body."""
+    """A client's key for one POST, and what the POST was: its route and the hash of its body.
+
+    Two owners may use the same value, and know nothing of each other.
+    """
 
     value: str
     fingerprint: bytes
+    owner: str = ""
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What another request with the same key has in common with this one."""
+        return self.owner, self.value
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.value) <= MAX_IDEMPOTENCY_KEY or not self.value.isprintable():
@@ -46,17 +56,20 @@ class Store:
         self.settings = settings
         self.lock = threading.Lock()
         self._streams: dict[str, Stream] = {}  # in the order of creation
-        self._keys: dict[str, tuple[IdempotencyKey, Stream]] = {}
-        self._key_of: dict[str, str] = {}  # stream id -> value of its key
+        self._keys: dict[tuple[str, str], tuple[IdempotencyKey, Stream]] = {}  # by place
+        self._key_of: dict[str, tuple[str, str]] = {}  # stream id -> place of its key
+        self._claimed: set[tuple[str, str]] = set()  # places of keys whose streams are being opened
+        self._let_go = threading.Condition(self.lock)
         self._by_end: deque[str] = deque()  # ids of ended streams, the oldest end first
-        self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._forgotten: OrderedDict[str, str] = OrderedDict()  # id -> owner
         self._leaving: weakref.WeakSet[Stream] = weakref.WeakSet()  # forgotten, but somebody still reads them
+        self._totals = Totals()  # of what is forgotten
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def open(
-        self, dialect: Dialect | None, key: IdempotencyKey | None = None, *, detached: bool = False
+        self, dialect: Dialect | None, key: IdempotencyKey | None = None, *, owner: str = "", detached: bool = False
     ) -> tuple[Stream, bool]:
         """Make a stream, or return the one that `key` made before: (stream, whether it is new).
 
@@ -67,6 +80,7 @@ class Store:
             dialect,
             log_cap=self.settings.log_cap,
             retry=self.settings.retry,
+            owner=owner,
             keyed=key is not None,
             detached=detached,
         )
@@ -85,8 +99,8 @@ class Store:
                 self._forget(oldest)
             self._streams[stream.id] = stream
             if key is not None:
-                self._keys[key.value] = (key, stream)
-                self._key_of[stream.id] = key.value
+                self._keys[key.place] = (key, stream)
+                self._key_of[stream.id] = key.place
         return stream, True
 
     def find(self, key: IdempotencyKey) -> Stream | None:
@@ -94,13 +108,42 @@ class Store:
         with self.lock:
             return self._find(key)
 
-    def get(self, stream_id: str) -> Stream:
-        """Return the stream. Raises Gone (410) if it was forgotten lately, NotFound (404) if it is unknown."""
+    def claim(self, key: IdempotencyKey) -> Stream | None:
+        """Return the stream that `key` made; if none did, the key is the caller's until it has let go of it.
+
+        Whoever comes with it meanwhile waits until the caller has opened a stream or was refused, which is a matter of
+        two other locks: so of two at once, one starts something and the other finds it. Raises UnprocessableContent.
+        """
+        with self._let_go:
+            while key.place in self._claimed:
+                self._let_go.wait()
+            known = self._find(key)
+            if known is None:
+                self._claimed.add(key.place)
+            return known
+
+    def let_go(self, key: IdempotencyKey) -> None:
+        """Give up a claim, after the stream was opened, or because none was."""
+        with self._let_go:
+            self._claimed.discard(key.place)
+            self._let_go.notify_all()
+
+    def owner(self, stream_id: str) -> str | None:
+        """Return whose stream this is, as long as it is kept; else None."""
         with self.lock:
             stream = self._streams.get(stream_id)
-            if stream is not None and stream.dialect is not None:
+            return stream.owner if stream is not None and stream.dialect is not None else None
+
+    def get(self, stream_id: str, owner: str = "") -> Stream:
+        """Return the stream of this owner; another's is unknown, kept or forgotten.
+
+        Raises Gone (410) if it was forgotten lately, NotFound (404) if it is unknown.
+        """
+        with self.lock:
+            stream = self._streams.get(stream_id)
+            if stream is not None and stream.dialect is not None and stream.owner == owner:
                 return stream
-            if stream_id in self._forgotten:
+            if self._forgotten.get(stream_id) == owner:
                 raise Gone("This stream is no longer kept; start a new request (--retention says how long one is).")
         raise NotFound("There is no such stream; start a new request.")
 
@@ -114,6 +157,14 @@ class Store:
         with self.lock:
             return [stream for stream in self._streams.values() if stream.is_open]
 
+    def read(self) -> tuple[list[Stream], list[Stream], Totals]:
+        """Return the streams that are kept, those that are forgotten but still read, and the totals of all forgotten.
+
+        In one step, so that each stream is in the first or in the last.
+        """
+        with self.lock:
+            return list(self._streams.values()), list(self._leaving), self._totals.copy()
+
     def sweep(self, now: float | None = None) -> None:
         """Cancel what nobody has followed for `linger`, forget what is past `retention`, and hold the total down.
 
@@ -126,7 +177,7 @@ class Store:
             linger = self.settings.linger if stream.followed else max(self.settings.linger, FIRST_FOLLOWER)
             if stream.is_open and stream.unfollowed_since(now - linger):
                 message = "Nobody followed the stream any more, so it was cancelled."
-                stream.fail("cancelled", message, if_unfollowed_since=now - linger)
+                stream.fail("cancelled", message, cause="unfollowed", if_unfollowed_since=now - linger)
         with self.lock:
             for stream in streams:
                 if stream.ended is not None and now - stream.ended >= self.settings.retention:
@@ -157,7 +208,7 @@ class Store:
     # ---- Needs self.lock
 
     def _find(self, key: IdempotencyKey) -> Stream | None:
-        known = self._keys.get(key.value)
+        known = self._keys.get(key.place)
         if known is None:
             return None
         if known[0].fingerprint != key.fingerprint:
@@ -187,11 +238,12 @@ class Store:
         if self._streams.pop(stream.id, None) is None:
             return
         self._leaving.add(stream)
-        value = self._key_of.pop(stream.id, None)
-        if value is not None:
-            del self._keys[value]
+        self._totals.add(stream)  # takes no lock: it has ended
+        place = self._key_of.pop(stream.id, None)
+        if place is not None:
+            del self._keys[place]
         if stream.dialect is not None:  # no client was ever told the id of an answer
-            self._forgotten[stream.id] = None
+            self._forgotten[stream.id] = stream.owner
         while len(self._forgotten) > FORGOTTEN_KEPT:
             self._forgotten.popitem(last=False)
 

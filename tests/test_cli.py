@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -253,6 +254,8 @@ class StartTests(TestCase):
                 (("--model", "/no/such/folder"), "/no/such/folder is not a folder"),
                 (("--port", "99999"), "is not a port"),
                 (("--heartbeat", "soon"), "is not a time"),
+                (("--api-key-file", "/no/such/file"), "Cannot read /no/such/file: No such file or directory"),
+                (("--api-key-file", str(ROOT / "README.md")), f"{ROOT / 'README.md'}, line 3: "),
                 (("--no-such-flag",), "--no-such-flag"),
             ]
             servers = [(flags, said, ServerProcess(ECHO, *flags)) for flags, said in cases]
@@ -261,6 +264,93 @@ class StartTests(TestCase):
                     self.assertEqual(server.finish(), 2)
                     self.assertIn(said, server.log)
                     self.assertNotIn("Traceback", server.log)
+
+
+class AccessTests(TestCase):
+    """Who may call, as the process is told."""
+
+    WARNING = "may use this server"
+
+    def key_file(self, text: str) -> Path:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = Path(folder.name, "keys")
+        path.touch(0o600)
+        path.write_text(text)
+        return path
+
+    def test_warning(self) -> None:
+        """Where others reach it without a key there is one warning, with the remedy; none on loopback, with keys, or
+        with --insecure."""
+        keys = ("--api-key-file", str(self.key_file("k" * 16)))
+        for flags, warned in (
+            (("--host", "0.0.0.0"), 1),
+            (("--host", "0.0.0.0", "--insecure"), 0),
+            (("--host", "0.0.0.0", *keys), 0),
+            (("--host", "localhost"), 0),
+        ):
+            with self.subTest(flags), ServerProcess(ECHO, *flags) as server:
+                self.assertEqual(server.log.count(self.WARNING), warned, server.log)
+                self.assertEqual(server.log.count("--api-key-file"), warned)
+
+    def test_curl_line(self) -> None:
+        """Where a key is needed, the line to paste has it from the shell; no key is ever printed."""
+        key = "0123456789abcdef"
+        with ServerProcess(ECHO, "--api-key-file", str(self.key_file(key))) as server:
+            line = eventually(lambda: re.search(r"try:  (curl -N .*)\n", server.log))[1]
+            done = subprocess.run(line, shell=True, capture_output=True, text=True, env={**os.environ, "KEY": key})
+            self.assertIn('{"OUT":"How', done.stdout)
+            self.assertNotIn(key, server.log)
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
+    def test_hangup(self) -> None:
+        """SIGHUP has the file of keys read again, as often as it comes; a bad one changes nothing."""
+        old, new = ({"Authorization": f"Bearer {letter * 16}"} for letter in "ab")
+        path = self.key_file("a" * 16)
+
+        def statuses() -> list[int]:
+            return [ask(server.port, "GET", "/v2", None, fields).status for fields in (old, new)]
+
+        with ServerProcess(ECHO, "--api-key-file", str(path)) as server:
+            self.assertEqual(statuses(), [200, 401])
+            path.write_text("b" * 16)
+            self.assertEqual(statuses(), [200, 401])  # nobody was told yet
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: statuses() == [401, 200])
+            path.write_text("short")
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda: "stay as they were" in server.log)
+            self.assertEqual(statuses(), [401, 200])
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.finish(), 0)
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
+    def test_hangup_once(self) -> None:
+        """Each SIGHUP has everything read again once; one that comes while that happens is not lost."""
+        program = """
+import signal
+from inferless_shim.cli import Signals
+looks, read = [], []
+def reload():
+    read.append(len(looks))
+    if len(read) == 1:
+        signal.raise_signal(signal.SIGHUP)
+signals = Signals()
+signals.loading = False
+signals.reload_on_hangup([reload, lambda: read.append("other")])
+signal.raise_signal(signal.SIGHUP)
+assert not signals.wait(lambda: looks.append(1) or len(looks) == 5)
+print(read)
+"""
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.stdout, "[1, 'other', 2, 'other']\n", done.stderr)
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
+    def test_hangup_without_files(self) -> None:
+        """Where there is nothing to read again SIGHUP means what it always did: the terminal is gone."""
+        with ServerProcess(ECHO) as server:
+            server.process.send_signal(signal.SIGHUP)
+            self.assertEqual(server.finish(), -signal.SIGHUP)
 
 
 class StopTests(TestCase):
@@ -419,7 +509,7 @@ class LoadingLineTests(TestCase):
             mock.patch.object(cli.sys, "stderr", io.StringIO()),
             self.assertLogs("inferless_shim.cli", "INFO") as logs,
         ):
-            self.assertEqual(cli.LoadingLine("parrot").wait(loaded), 25)
+            self.assertEqual(cli.LoadingLine("parrot", live=False).wait(loaded), 25)
         self.assertEqual([each.split(":", 2)[2] for each in logs.output],
                          ["loading parrot", "still loading parrot, 10 s", "still loading parrot, 20 s"])  # fmt: skip
 

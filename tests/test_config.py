@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import ipaddress
 import os
 import sys
 import tempfile
@@ -25,9 +26,18 @@ DEFAULTS: dict[str, Any] = {
     "check": False,
     "host": "127.0.0.1",
     "port": 8000,
+    "api_key_file": None,
+    "insecure": False,
+    "open_metrics": False,
     "cors": (),
+    "allowed_host": (),
+    "trusted_proxy": (),
     "max_connections": 1024,
+    "max_connections_per_client": 0,
+    "tls_cert": None,
+    "tls_key": None,
     "max_body": 10 * MIB,
+    "body_total": 256 * MIB,
     "read_timeout": 10,
     "idle_timeout": 60,
     "concurrency": 1,
@@ -35,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "infer_timeout": 180,
     "stuck_grace": 10,
     "on_stuck": "stay",
+    "log_format": "text",
     "drain": 30,
     "heartbeat": 10,
     "linger": 30,
@@ -56,11 +67,29 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         ("https://a.example", ("https://a.example",)),
         ("https://A.example/, http://localhost:3000", ("https://a.example", "http://localhost:3000")),
         ("https://a.example https://b.example", ("https://a.example", "https://b.example")),
+        # As browsers write an origin: without the scheme's own port.
+        ("https://a.example:443 http://[::1]:80", ("https://a.example", "http://[::1]")),
+        ("https://a.example:80", ("https://a.example:80",)),
+        ("", ()),
+    ],
+    "allowed_host": [
+        ("A.example., .b.example", ("a.example", ".b.example")),
+        ("192.0.2.1 [2001:db8:0::1] 2001:db8::2", ("192.0.2.1", "[2001:db8::1]", "[2001:db8::2]")),
+        ("my_service", ("my_service",)),
+        ("", ()),
+    ],
+    "trusted_proxy": [
+        ("10.0.0.0/8, fd00::/8", (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))),
+        ("127.0.0.1", (ipaddress.ip_network("127.0.0.1/32"),)),
         ("", ()),
     ],
     "max_connections": [("1", 1), ("1024", 1024)],
+    "max_connections_per_client": [("0", 0), ("8", 8)],
+    "tls_cert": [("/a/b.pem", Path("/a/b.pem"))],
+    "tls_key": [("/a/b.key", Path("/a/b.key"))],
     "queue": [("0", 0), ("7", 7)],
     "on_stuck": [("stay", "stay"), ("exit", "exit")],
+    "log_format": [("text", "text"), ("json", "json")],
     "linger": [("0", 0.0), ("0.5", 0.5), ("500ms", 0.5), ("500 ms", 0.5), ("1.5s", 1.5), ("250us", 0.00025)],
     "infer_timeout": [("2m", 120.0), ("2min", 120.0), ("1h", 3600.0), ("2M", 120.0), ("1000000", 1e6), ("1ms", 0.001)],
     "log_cap": [
@@ -82,6 +111,10 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
 # field -> what is refused, and words of the sentence that says why
 BAD: dict[str, list[tuple[str, str]]] = {
     "on_stuck": [("leave", "neither stay nor exit"), ("", "neither stay nor exit")],
+    "log_format": [("JSON", "neither text nor json"), ("", "neither text nor json")],
+    "max_connections_per_client": [("-1", "not a whole number")],
+    "tls_cert": [("", "names no file")],
+    "tls_key": [("", "names no file")],
     "model": [("", "no folder"), ("~nobody-has-this-name/x", "no folder")],
     "name": [
         ("", "not a model name"),
@@ -97,7 +130,27 @@ BAD: dict[str, list[tuple[str, str]]] = {
         ("a.example", "https://example.org"),
         ("https://*.example", "not an origin"),
         ("null", "not an origin"),
+        ("https://user@a.example", "not an origin"),
+        ("https://a.example:x", "not an origin"),
+        ("https://é.example", "not an origin"),
     ],
+    "allowed_host": [
+        ("*", "not a host's name"),
+        ("*.example", ".example.org"),
+        ("a.example:80", "without scheme and port"),
+        ("[::1]:80", "without scheme and port"),
+        ("[::1::]", "not an IPv6 address"),
+        ("http://a.example", "without scheme and port"),
+        ("a..example", "not a host's name"),
+        ("..example", "not a host's name"),
+    ],
+    "trusted_proxy": [
+        ("10.0.0.0/33", "10.0.0.0/8"),
+        ("10.0.0.1/8", "host bits"),
+        ("proxy.example", "write networks"),
+        ("*", "write networks"),
+    ],
+    "api_key_file": [("", "no file")],
     "max_connections": [("0", "at least 1"), ("1.5", "not a whole number"), ("9" * 10, "not a whole number")],
     "max_streams": [("0", "at least 1")],
     "concurrency": [("0", "at least 1"), ("two", "not a whole number"), ("٣", "not a whole number")],
@@ -188,7 +241,14 @@ class ReadSettings(TestCase):
         """A flag and a variable exist for each setting; both change it and nothing else."""
         for each in fields(Settings):
             other = {str: "9.9", bool: "1", tuple: "http://x"}.get(type(each.default), "7")
-            other = "exit" if each.name == "on_stuck" else other
+            words = {
+                "on_stuck": "exit",
+                "log_format": "json",
+                "allowed_host": "x",
+                "trusted_proxy": "10.0.0.0/8",
+                "body_total": "1G",
+            }
+            other = words.get(each.name, other)
             with self.subTest(each.name):
                 flags = [written(each.name)] + ([] if each.default is False else [other])
                 by_flag = read_settings(["--model", "x", *flags], {})
@@ -198,6 +258,23 @@ class ReadSettings(TestCase):
                     [one.name for one in fields(Settings) if getattr(by_flag, one.name) != one.default],
                     ["model"] if each.name == "model" else ["model", each.name],
                 )
+
+    def test_lists(self) -> None:
+        """Of a list, several may follow one flag or several flags, or stand in one word; a variable has one word."""
+        expected = ("a.example", "b.example", "c.example")
+        for words in (
+            ["--allowed-host", *expected],
+            ["--allowed-host", "a.example,b.example", "--allowed-host", "c.example"],
+        ):
+            with self.subTest(words):
+                self.assertEqual(read_settings([*words, "--model", "x"], {}).allowed_host, expected)
+
+    def test_body_total(self) -> None:
+        """The memory for bodies grows with the largest body, unless it is given; then it must hold one."""
+        self.assertEqual(read_settings(["--model", "x", "--max-body", "100M"], {}).body_total, 600 * MIB)
+        status, said = refusal("--model", "x", "--max-body", "100M", "--body-total", "599M")
+        self.assertEqual(status, 2)
+        self.assertIn("--body-total must be at least 6 times --max-body", said)
 
     def test_wrong_value(self) -> None:
         """A wrong value is one sentence and status 2, whether it came by flag or by environment; never a traceback."""

@@ -10,6 +10,7 @@ from inferless_shim.errors import BadRequest
 from inferless_shim.protocol import Call
 from inferless_shim.queries import read_query, reserved_query
 from tests.bad_bodies import text_of
+from tests.support import about
 from tests.test_protocol import APP, assert_read_or_refused, mutated, schema_of
 
 
@@ -126,7 +127,7 @@ class ReadQuery(unittest.TestCase):
         )
         for _ in range(3000):
             query = mutated(rng, source).decode("latin-1")
-            with self.subTest(TEST_SEED=seed, query=query):
+            with about(TEST_SEED=seed, query=query):
                 assert_read_or_refused(self, lambda query=query: read_query(query, APP)[0])
 
 

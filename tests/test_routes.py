@@ -18,6 +18,7 @@ from inferless_shim.protocol import HEADER_LENGTH
 from inferless_shim.service import Phase
 from tests.support import (
     MS,
+    PATIENCE,
     Client,
     Event,
     Puppet,
@@ -259,6 +260,8 @@ class WhereTests(SharedServer):
             with self.subTest(target):
                 allowed = set(allow.split(", "))
                 for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "BREW", "get"} - allowed:
+                    if (method, target) == ("POST", "/"):
+                        continue
                     response = ask(self.port, method, target)
                     self.assertEqual(response.status, 405, method)
                     self.assertEqual(set(response.fields["allow"].split(", ")), allowed)
@@ -267,6 +270,21 @@ class WhereTests(SharedServer):
                 response = ask(self.port, "OPTIONS", target)
                 self.assertEqual((response.status, response.body), (204, b""))
                 self.assertEqual(set(response.fields["allow"].split(", ")), allowed)
+
+    def test_post_to_the_page(self) -> None:
+        """POST / is 404, with or without a body, and says where to POST."""
+        for body in (None, {"TEXT": "a"}, b"x" * 100):
+            response = ask(self.port, "POST", "/", body)
+            self.assertEqual(response.status, 404)
+            self.assertIn("POST inputs to /infer", response.json["error"])
+
+    def test_no_versions(self) -> None:
+        """No header tells the name or the version of anything that runs here."""
+        for method, target, body in (("GET", "/", None), ("POST", "/infer", {"TEXT": "a"}), ("GET", "/x", None)):
+            response = ask(self.port, method, target, body)
+            self.assertFalse({"server", "x-powered-by", "via", "x-runtime"} & set(response.fields))
+            for name, value in response.fields.items():
+                self.assertNotRegex(value.lower(), r"python|inferless|shim|triton|\bv?\d+\.\d+\.\d+", name)
 
     def test_not_found(self) -> None:
         """An unknown path, model or version is 404, as JSON that says what there is."""
@@ -812,6 +830,62 @@ class IdempotencyTests(TestCase):
         self.assertEqual([event.number for event in parse_events(bodies.pop().decode())], [1, 2, 3, 4])
         self.assertEqual(len(self.puppet.inputs), 1)
         self.assertEqual(server.service.engine._backlog.reserved, 0)
+
+    def test_queue_full(self) -> None:
+        """A POST that is sent again finds its stream, even when the queue has no place for a new one."""
+        server = self.serve(self.puppet.infer, queue=1)
+        with Client(server.port) as running, Client(server.port) as waiting:
+            running.request("POST", "/infer", {"TEXT": "running"})
+            eventually(lambda: self.puppet.inputs)
+            first = waiting.request("POST", "/infer", {"TEXT": "x"}, {"Idempotency-Key": "k"})
+            self.assertEqual(ask(server.port, "POST", "/infer", {"TEXT": "y"}).status, 503)
+            with Client(server.port) as again:
+                second = again.request("POST", "/infer", {"TEXT": "x"}, {"Idempotency-Key": "k"})
+                self.assertEqual((second.status, second.fields["stream-id"]), (200, first.fields["stream-id"]))
+                self.puppet.end()
+                self.puppet.end()
+                self.assertEqual(second.read().body, first.read().body)
+
+    def test_race_for_the_last_place(self) -> None:
+        """What went wrong: of two POSTs with one key at once, the second was refused when the first had taken the last
+        place in the queue, but had not opened its stream yet. It waits for that moment, and follows."""
+        server = self.serve(self.puppet.infer, queue=0)
+        service = server.service
+        reserved, go_on, claims = threading.Event(), threading.Event(), []
+        self.addCleanup(go_on.set)
+        reserve, claim = service.engine.reserve, service.store.claim
+
+        def slow_reserve() -> None:
+            reserve()
+            reserved.set()
+            go_on.wait(PATIENCE)
+
+        def noted_claim(key: Any) -> Any:
+            claims.append(key)
+            return claim(key)
+
+        request = request_bytes("POST", "/infer", {"TEXT": "x"}, {"Idempotency-Key": "k"})
+        with (
+            mock.patch.object(service.engine, "reserve", slow_reserve),
+            mock.patch.object(service.store, "claim", noted_claim),
+            Client(server.port) as one,
+            Client(server.port) as two,
+        ):
+            one.send(request)
+            self.assertTrue(reserved.wait(PATIENCE))
+            two.send(request)
+            eventually(lambda: len(claims) == 2)
+            # Another key and no key are refused meanwhile, and wait for nobody.
+            with mock.patch.object(service.engine, "reserve", reserve):
+                for fields in ({}, {"Idempotency-Key": "other"}):
+                    self.assertEqual(ask(server.port, "POST", "/infer", {"TEXT": "x"}, fields).status, 503)
+            go_on.set()
+            self.puppet.send(OUT="a")
+            self.puppet.end()
+            first, second = Response(one).read(), Response(two).read()
+        self.assertEqual((first.status, second.status, second.body), (200, 200, first.body))
+        self.assertEqual(len(self.puppet.inputs), 1)
+        self.assertEqual(service.engine._backlog.reserved, 0)
 
     def test_answers(self) -> None:
         """It works for answers that are not streams: while the first is on its way, and after it."""

@@ -10,11 +10,11 @@ from unittest import mock
 
 from inferless_shim import store as store_module
 from inferless_shim.config import Settings
-from inferless_shim.errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
+from inferless_shim.errors import BadRequest, Gone, NotFound, ShimError, Unavailable, UnprocessableContent
 from inferless_shim.outputs import Answer, Native
 from inferless_shim.store import FIRST_FOLLOWER, FORGOTTEN_KEPT, IdempotencyKey, Store, level
 from inferless_shim.stream import Progress, State, Stream, Subscriber
-from tests.support import PATIENCE, TestCase
+from tests.support import PATIENCE, TestCase, eventually
 
 
 class Clock:
@@ -232,6 +232,83 @@ class Keys(StoreTest):
                 thread.join(PATIENCE)
             self.assertEqual((len(got), len({stream.id for stream, _ in got})), (8, 1))
             self.assertEqual((sum(new for _, new in got), len(store)), (1, 1))
+
+
+class Owners(StoreTest):
+    def test_get(self) -> None:
+        """A stream is its owner's: to another it is unknown, kept or forgotten, word for word."""
+        store = self.store()
+        stream, _ = store.open(Native(), owner="mine")
+
+        def told(stream_id: str, owner: str) -> tuple[int, str]:
+            try:
+                store.get(stream_id, owner)
+            except ShimError as error:
+                return error.status, error.message
+            return 200, ""
+
+        unknown = told("unknown", "mine")
+        self.assertEqual(told(stream.id, "mine"), (200, ""))
+        for forgotten in (False, True):
+            if forgotten:
+                stream.finish()
+                store.forget(stream)
+            for other in ("theirs", ""):
+                self.assertEqual(told(stream.id, other), unknown)
+        self.assertEqual(told(stream.id, "mine")[0], 410)
+
+    def test_owner(self) -> None:
+        """Whose a stream is, is known while it is kept; an answer that is no stream is nobody's to follow."""
+        store = self.store()
+        stream, _ = store.open(Native(), owner="mine")
+        answer, _ = store.open(None, owner="mine")
+        self.assertEqual([store.owner(each) for each in (stream.id, answer.id, "x")], ["mine", None, None])
+        stream.finish()
+        self.assertEqual(store.owner(stream.id), "mine")
+        store.forget(stream)
+        self.assertIsNone(store.owner(stream.id))
+
+    def test_keys(self) -> None:
+        """Two owners may use the same Idempotency-Key, for whatever body: each finds its own stream."""
+        store = self.store()
+        mine, theirs = (IdempotencyKey("k", fingerprint, owner) for fingerprint, owner in ((b"f", "a"), (b"g", "b")))
+        first, _ = store.open(Native(), mine, owner="a")
+        self.assertIsNone(store.find(theirs))
+        second, new = store.open(Native(), theirs, owner="b")
+        self.assertTrue(new)
+        self.assertEqual((store.find(mine), store.find(theirs)), (first, second))
+        first.finish()
+        store.forget(first)
+        self.assertEqual((store.find(mine), store.find(theirs)), (None, second))
+
+
+class Claims(StoreTest):
+    def test_claim(self) -> None:
+        """A claimed key is somebody's until it is let go; then the next one finds the stream, if one was opened."""
+        for opened in (False, True):
+            with self.subTest(opened=opened):
+                store = self.store()
+                self.assertIsNone(store.claim(key()))
+                self.assertIsNone(store.claim(key("another")))
+                got: list[Stream | None] = []
+                waiting = threading.Thread(target=lambda: got.append(store.claim(key())))  # noqa: B023
+                waiting.start()
+                eventually(lambda: store._let_go._waiters)  # noqa: B023
+                stream = store.open(Native(), key())[0] if opened else None
+                self.assertEqual(got, [])
+                store.let_go(key())
+                waiting.join(PATIENCE)
+                self.assertEqual(got, [stream])
+
+    def test_claim_of_another_request(self) -> None:
+        """A key that is claimed for another body is 422 once that has its stream, and leaves no claim behind."""
+        store = self.store()
+        store.claim(key())
+        store.open(Native(), key())
+        store.let_go(key())
+        for _ in range(2):
+            with self.assertRaises(UnprocessableContent):
+                store.claim(key(fingerprint=b"g"))
 
 
 class MaxStreams(StoreTest):
