@@ -75,4 +75,7 @@ class Backlog:
 
     def drop_ended(self) -> None:
         """Drop the jobs whose stream has ended: their inputs may be large."""
+        for job in self.jobs:
+            if not job.stream.is_open:
+                job.hold.release()
         self.jobs[:] = [job for job in self.jobs if job.stream.is_open]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import outputs, typed
+from .budget import Budget, Hold
 from .outputs import NO_ANSWER, Answer
 from .stream import Stream
 
@@ -26,8 +28,9 @@ ALREADY_SENT = AlreadySent()
 class Job:
     """One request's inputs and where its answer goes. `render` makes an answer that is not a stream.
 
-    `broken` tells what a thread of the app's raised while infer went on: such a job cannot end well. A job whose batch
-    raised is run again `alone`.
+    `hold` is what the inputs take of the budget; whoever has done with the job releases it. `broken` tells what a
+    thread of the app's raised while infer went on: such a job cannot end well. A job whose batch raised is run again
+    `alone`.
     """
 
     stream: Stream
@@ -38,6 +41,7 @@ class Job:
     sent: list[Any] = field(default_factory=list)
     broken: str | None = None
     alone: bool = False
+    hold: Hold = field(default_factory=Budget(sys.maxsize).hold)
 
     @property
     def runnable(self) -> bool:

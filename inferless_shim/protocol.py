@@ -8,11 +8,11 @@ tensor data extension). Knows nothing of HTTP beyond where a body's JSON ends.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import strictjson, tensors
+from . import strictjson, tensors, weights
 from .errors import BadRequest
 from .schema import JSON, MAX_FAULTS, Fault, Schema, Shapes, refusal
 from .strictjson import describe, quoted
@@ -34,14 +34,20 @@ class Call:
     binary: bool = False
 
 
-def read_body(body: bytes, schema: Schema, header_length: str | None = None) -> Call:
+Weigh = Callable[[weights.Weight], None]  # takes the memory that values are about to need; raises if there is none
+
+
+def read_body(
+    body: bytes, schema: Schema, header_length: str | None = None, *, weigh: Weigh = lambda weight: None
+) -> Call:
     """Read a request in any of the three forms. Raises BadRequest that tells all faults at once.
 
     An app's own input called `inputs` or `parameters` wins over the envelope of that name. `id` is the request's, but
     among bare keys of an app that has such an input. `header_length` is the value of HEADER_LENGTH: binary data
     follows that many bytes of JSON.
     """
-    text, binary = _split(body, header_length)
+    text, binary = _split(body, header_length, weigh)
+    weigh(weights.of_json(text, texts_too=schema.reads_texts))
     request = strictjson.loads(text)
     if not isinstance(request, dict):
         raise BadRequest(f"The body must be a JSON object, got {describe(request)}; send the inputs by name.")
@@ -55,8 +61,9 @@ def read_body(body: bytes, schema: Schema, header_length: str | None = None) -> 
 class _Binary:
     """What follows the JSON of a body: each binary tensor takes its bytes from it in turn."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, weigh: Weigh) -> None:
         self.left = data
+        self.weigh = weigh
 
     def take(self, size: int) -> memoryview:
         """Return the next `size` bytes, fewer if there are no more."""
@@ -69,10 +76,10 @@ class _Binary:
         return Fault("inputs", "tensors that take all of the binary data", f"{len(self.left)} bytes more", remedy)
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, _Binary]:
+def _split(body: bytes, header_length: str | None, weigh: Weigh) -> tuple[bytes, _Binary]:
     """Part a body's JSON from its binary data."""
     if header_length is None:
-        return body, _Binary(memoryview(b""))
+        return body, _Binary(memoryview(b""), weigh)
     if not _LENGTH.fullmatch(header_length):
         raise BadRequest(f"{HEADER_LENGTH} is not one decimal number; send the size of the body's JSON in bytes.")
     length = int(header_length)
@@ -80,7 +87,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, _Binary]:
         raise BadRequest(
             f"{HEADER_LENGTH} says {length}, but the body has {len(body)} bytes; send the size of its JSON in bytes."
         )
-    return body[:length], _Binary(memoryview(body)[length:])
+    return body[:length], _Binary(memoryview(body)[length:], weigh)
 
 
 def _is_envelope(key: str, request: dict[str, Any], schema: Schema) -> bool:
@@ -166,7 +173,7 @@ def _read_tensor(tensor: object, place: str, binary: _Binary) -> tuple[str, list
         remedy = f"send them after the JSON, and the size of that as {HEADER_LENGTH}"
         raise Fault(name, f"a tensor of {size} bytes of binary data", f"{len(taken)}", remedy)
     shape = _read_shape(tensor, name)
-    return name, _read_binary(tensor, name, taken, shape), shape or ()
+    return name, _read_binary(tensor, name, taken, shape, binary.weigh), shape or ()
 
 
 def _read_size(tensor: dict[str, Any], name: str) -> int | None:
@@ -191,7 +198,9 @@ def _read_data(tensor: dict[str, Any], name: str) -> list[Any]:
     return data
 
 
-def _read_binary(tensor: dict[str, Any], name: str, data: memoryview, shape: Sequence[int] | None) -> list[Any]:
+def _read_binary(
+    tensor: dict[str, Any], name: str, data: memoryview, shape: Sequence[int] | None, weigh: Weigh
+) -> list[Any]:
     if tensor.get("data") is not None:
         raise Fault(name, "a tensor with data or binary data", "both", "send one of them")
     if shape is None:
@@ -201,6 +210,7 @@ def _read_binary(tensor: dict[str, Any], name: str, data: memoryview, shape: Seq
     if datatype not in tensors.DATATYPES:
         known = ", ".join(tensors.DATATYPES)
         raise Fault(name, "a binary tensor of a known datatype", describe(declared), f"send one of {known}")
+    weigh(weights.of_tensor(len(data), datatype))
     try:
         return tensors.read(data, datatype, shape)
     except tensors.Malformed as error:

@@ -195,6 +195,8 @@ def _untensored(data: Any, shape: Sequence[int]) -> Any:
 class Schema:
     """The inputs of one app, in order, and what its author should be told about them."""
 
+    reads_texts = False  # whether a text may be read as the JSON that it holds
+
     def __init__(self, inputs: dict[str, Input], warnings: list[str]) -> None:
         self.inputs = inputs
         self.warnings = warnings

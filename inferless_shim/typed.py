@@ -90,6 +90,8 @@ def _parsed(value: Any, wanted: tuple[type, ...], is_tensor: bool) -> Any:
 class _TypedSchema(Schema):
     """What a class and a signature have in common. `is_open` if any other name may be sent as well."""
 
+    reads_texts = True
+
     def __init__(self, inputs: Iterable[TypedInput], warnings: list[str], rules: Rules, *, is_open: bool) -> None:
         """Raises StartupError for what streaming does not allow, as `compile_schema` does."""
         self.typed = {declared.name: declared for declared in inputs}
