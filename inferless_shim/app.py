@@ -13,17 +13,22 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Settings
+from .connection import Connection, peer_address
 from .engine import FINALIZE_TIME
 from .errors import StartupError
 from .handler import Handler
 from .http1 import response_head
 from .loader import App
 from .outputs import encode
+from .refusals import Refusals
 from .routes import Routes
 from .service import Phase, Service
+
+if TYPE_CHECKING:
+    from .tls import Certificate
 
 try:
     import resource
@@ -51,9 +56,17 @@ class Server(socketserver.TCPServer):
     def __init__(self, settings: Settings, app: App) -> None:
         self.service = Service(settings, app)
         self.routes = Routes(self.service)
+        self.certificate: Certificate | None = None
+        if settings.tls_cert is not None or settings.tls_key is not None:
+            from .tls import read_certificate  # loads OpenSSL, 3 MB, which plain HTTP does not need
+
+            self.certificate = read_certificate(settings)
+            self.service.reload.append(self.certificate.reload)
+        self._connect = Connection if self.certificate is None else self.certificate.connect
         self.max_connections = fit_descriptors(settings.max_connections)
         self._lock = threading.Lock()  # guards _handlers
         self._handlers: dict[Handler, threading.Thread] = {}
+        self._refusals = Refusals()
         self._swept = 0.0
         self._told_of_exhaustion = False
         try:
@@ -71,6 +84,7 @@ class Server(socketserver.TCPServer):
         if self.address_family == socket.AF_INET6 and socket.has_dualstack_ipv6():
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
+        self.service.admission.listens_on(str(self.socket.getsockname()[0]))
 
     @property
     def port(self) -> int:
@@ -80,9 +94,19 @@ class Server(socketserver.TCPServer):
     @property
     def url(self) -> str:
         """The address to call from this machine."""
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://{f'[{self.address}]' if ':' in self.address else self.address}:{self.port}"
+
+    @property
+    def address(self) -> str:
+        """The IP address to call from this machine."""
         host = str(self.socket.getsockname()[0])
-        name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{name}:{self.port}"
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+    @property
+    def curl_flags(self) -> list[str]:
+        """What curl needs to call `url`."""
+        return self.certificate.curl_flags(self.address) if self.certificate is not None else []
 
     # ---- The accept thread
 
@@ -101,37 +125,56 @@ class Server(socketserver.TCPServer):
         return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the connection a handler thread; past the cap tell it 503."""
+        """Give the connection a handler thread; past a cap tell it 503."""
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handler = Handler(request, self.service, self.routes)
-        with self._lock:
-            full = len(self._handlers) >= self.max_connections
-            if not full:
-                thread = threading.Thread(target=self._handle, args=(handler,), name="handler", daemon=True)
-                self._handlers[handler] = thread
-        if full:
-            with contextlib.suppress(OSError):  # it may have left again
-                request.setblocking(False)
-                request.send(busy_reply())
-            self.shutdown_request(request)
+        address = peer_address(client_address)
+        if len(self._handlers) >= self.max_connections:  # none is added but here
+            self._refuse(request, "--max-connections")
             return
+        handler = Handler(self._connect(request, address, self.service.settings.stall), self.service, self.routes)
+        if not self.service.clients.enter(address):
+            self._refuse(request, "--max-connections-per-client")
+            return
+        self.service.traffic.connections.add("accepted")
+        thread = threading.Thread(target=self._handle, args=(handler,), name="handler", daemon=True)
+        with self._lock:
+            self._handlers[handler] = thread
         try:
             thread.start()
         except RuntimeError:  # can't start new thread
-            with self._lock:
-                del self._handlers[handler]
+            self._forget(handler)
             raise
+
+    def _refuse(self, request: socket.socket, flag: str) -> None:
+        """Tell a connection that there is no room for it, and what bounds that."""
+        self.service.traffic.connections.add("refused")
+        # Over TLS that would take a handshake, which is not for this thread.
+        self._refusals.add(request, busy_reply(flag) if self.certificate is None else b"")
+
+    def _forget(self, handler: Handler) -> None:
+        """Close a connection and make room. In this order: what `_end_waiting_connections` finds is not closed yet."""
+        with self._lock:
+            self._handlers.pop(handler, None)
+        handler.close()
+        self.service.clients.leave(handler.connection.address)
+        self.service.traffic.connections.add("ended")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what went wrong with a connection before its handler took over."""
         log.warning("a connection was dropped", exc_info=True)
 
+    def server_close(self) -> None:
+        super().server_close()
+        self._refusals.close()
+
     def service_actions(self) -> None:
         now = time.monotonic()
         if now - self._swept >= TICK:
             self._swept = now
+            self._refusals.sweep(now)
             try:
                 self.service.store.sweep(now)
+                self.service.budget.tidy()
                 self.service.engine.tick()
             except Exception:  # the accept thread must live on
                 log.exception("sweeping failed")
@@ -144,10 +187,7 @@ class Server(socketserver.TCPServer):
         except Exception:
             log.exception("a connection failed")
         finally:
-            # In this order: what _end_waiting_connections finds is not closed, so no other connection's descriptor.
-            with self._lock:
-                self._handlers.pop(handler, None)
-            handler.close()
+            self._forget(handler)
 
     # ---- The main thread
 
@@ -196,12 +236,12 @@ class Server(socketserver.TCPServer):
         """End the connections that wait for a request; those that wait for their first one only if `new`."""
         with self._lock:
             for handler in self._handlers:
-                handler.end_if_waiting(new=new)
+                handler.reader.end_if_waiting(new=new)
 
 
-def busy_reply() -> bytes:
-    """What a connection past the cap is told before it is closed."""
-    body = encode({"error": "Too many connections; try again shortly (--max-connections bounds them)."})
+def busy_reply(flag: str) -> bytes:
+    """What a connection past a cap is told before it is closed."""
+    body = encode({"error": f"Too many connections; try again shortly ({flag} bounds them)."})
     fields = [("Retry-After", "2"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     return response_head(503, [*fields, ("Connection", "close")]) + body
 

@@ -93,18 +93,22 @@ class EventLog:
         return data
 
     def read_payloads(self, position: int, limit: int) -> tuple[bytes, int]:
-        """Copy whole events without chunk framing until `limit` bytes are reached; return them and where they end.
+        """Copy at most `limit` bytes of events without chunk framing; return them and where they end.
 
-        `position` must be the end of an event. For HTTP/1.0, which has no chunks.
+        `position` must be the end of an event, or where such a copy has ended. For HTTP/1.0, which has no chunks.
         """
         payloads = bytearray()
         while position < self.end and len(payloads) < limit:
             block = self._blocks[self._block_at(position)]
             begin = position - block.start
-            for end in block.ends[bisect_right(block.ends, begin) :]:
-                payload = block.frames.index(b"\r\n", begin) + 2
-                payloads += block.frames[payload : end - 2]
-                begin = end
+            index = bisect_right(block.ends, begin)
+            start = block.ends[index - 1] if index else 0
+            for end in block.ends[index:]:
+                if begin == start:  # else in the middle of a payload
+                    begin = block.frames.index(b"\r\n", begin) + 2
+                stop = min(end - 2, begin + limit - len(payloads))
+                payloads += block.frames[begin:stop]
+                begin = start = end if stop == end - 2 else stop
                 if len(payloads) >= limit:
                     break
             position = block.start + begin

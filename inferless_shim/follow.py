@@ -1,36 +1,34 @@
-"""A client's socket follows a stream: what its handler thread does between the head and the last byte.
+"""A connection follows a stream: what its handler thread does between the head and the last byte.
 
-The socket is non-blocking while it is attached, because the producing thread sends to it under the stream's lock. The
-handler thread waits in one `poll`, never with the lock: for the client to go, for the socket to take bytes when the
-client lags, and for `wake`, which the producing thread writes when there is something that only this thread can do.
+The producing thread sends on it, too, under the stream's lock and without blocking, unless it is pulled. The handler
+thread waits in one `poll`, never with the lock: for the client to go, for the socket to take bytes when the client
+lags, and for `wake`, which the producing thread writes when there is something that only this thread can do.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import socket
 import struct
 import time
 from collections.abc import Callable
 from enum import Enum, auto
 
 from . import sse
+from .connection import LONGEST_WAIT, Connection
 from .http1 import chunk
 from .outputs import encode
+from .pace import Pace
 from .stream import Stream
 from .subscriber import Progress, Subscriber
 
 # Where the system lacks it (not Linux), a client that is gone is noticed at the next write.
 GONE = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
-# An autotuned buffer hides a slow client for minutes (Linux grows it to 4 MiB).
-SEND_BUFFER = 64 * 1024
 # How often a waiting client that asked for its place in the queue is told of a change.
 QUEUE_POLL = 0.25
 ONE = struct.pack("=Q", 1)  # what an eventfd is written
 # How soon what a hurrying producer held back before it paused is sent.
 HURRY_POLL = 0.005
-LONGEST_WAIT = 3600.0
 
 
 class Waker:
@@ -69,25 +67,27 @@ class Wait(Enum):
 
 
 class Link:
-    """A socket and a waker in one `poll`. Its handler thread alone uses it, but for `waker.wake`."""
+    """A connection and a waker in one `poll`. Its handler thread alone uses it, but for `waker.wake`."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.waker = Waker()
         self._poll = select.poll()
         self._poll.register(self.waker.reader, select.POLLIN)
-        self._poll.register(sock, GONE)
-        self._writable = False
+        self._poll.register(connection, GONE)
+        self._awaited = 0
 
     def wait(self, timeout: float, *, writable: bool = False) -> Wait:
         """Wait until the client is gone, somebody wakes us, or (if asked) the socket takes bytes."""
-        if writable is not self._writable:
-            self._poll.modify(self.sock, GONE | (select.POLLOUT if writable else 0))
-            self._writable = writable
-        ready = self._poll.poll(min(max(0.0, timeout), LONGEST_WAIT) * 1000)
-        if any(descriptor == self.sock.fileno() and what & GONE for descriptor, what in ready):
+        awaited = self.connection.awaited(writable=writable)
+        if awaited != self._awaited:
+            self._poll.modify(self.connection, GONE | awaited)
+            self._awaited = awaited
+        ready = dict(self._poll.poll(min(max(0.0, timeout), LONGEST_WAIT) * 1000))
+        events = ready.get(self.connection.fileno(), 0)
+        if events & GONE or not self.connection.take_in(events):
             return Wait.GONE
-        if any(descriptor == self.waker.reader for descriptor, _ in ready):
+        if self.waker.reader in ready:
             self.waker.clear()
         return Wait.WOKEN if ready else Wait.TIMED_OUT
 
@@ -95,18 +95,11 @@ class Link:
         self.waker.close()
 
 
-def prepare(sock: socket.socket, stall: float) -> None:
-    """Set a socket up to be attached: non-blocking, with a small buffer, given up by the kernel when it stalls."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-    if hasattr(socket, "TCP_USER_TIMEOUT") and sock.family != getattr(socket, "AF_UNIX", None):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(stall * 1000)))
-
-
 class Follower:
     """A subscriber's handler thread at work.
 
-    A comment goes out after `heartbeat` seconds of silence; a client that takes nothing for `stall` seconds is left.
+    A comment goes out after `heartbeat` seconds of silence; a client that lags and takes too little is left (`stall`
+    bounds that, see pace.Pace).
     `place` tells the stream's place in the queue; with `progress` a change of it is an event, else heartbeats say it.
     """
 
@@ -128,8 +121,11 @@ class Follower:
         self.stall = stall
         self.place = place
         self.progress = progress
+        self.stalled = False  # whether it was left because it took nothing
         self._place_told: int | None = None
         self._sent_at = time.monotonic()
+        self._pace: Pace | None = None  # while it lags
+        self._sent = 0  # bytes, when that was last looked at
 
     def follow(self) -> Progress:
         """Stay until all is sent (ENDED), the client is gone or stalled (BROKEN), or it fell too far behind (OVERRUN).
@@ -139,6 +135,7 @@ class Follower:
         while True:
             progress = self.advance()
             if progress is Progress.CAUGHT_UP:
+                self._pace = None
                 if not self._wait_for_events():
                     return Progress.BROKEN
             elif progress is Progress.LAGGING:
@@ -181,20 +178,19 @@ class Follower:
         return True
 
     def _wait_for_room(self) -> bool:
-        """Wait until a lagging client has taken something; return False if it is gone, or took nothing for `stall`."""
-        before = self._taken()
-        deadline = time.monotonic() + self.stall
-        while (left := deadline - time.monotonic()) > 0:
-            outcome = self.link.wait(left, writable=True)
-            if outcome is Wait.GONE:
-                return False
-            # At the deadline, too: poll calls a socket writable only when a third of its buffer is free.
-            if self.advance() is not Progress.LAGGING or self._taken() != before:
-                return True
-        return False
+        """Wait until a lagging client may take more; return False if it is gone, or has taken it too slowly.
 
-    def _taken(self) -> tuple[int, int]:
-        return self.subscriber.position, -len(self.subscriber.pending)
+        At the deadline, too, `advance` comes first: poll calls a socket writable only when a third of its buffer is
+        free.
+        """
+        sent = self.subscriber.sent
+        self._pace = self._pace or Pace(self.stall)
+        self._pace.took(sent - self._sent)
+        self._sent = sent
+        if self._pace.left <= 0:
+            self.stalled = True
+            return False
+        return self.link.wait(self._pace.left, writable=True) is not Wait.GONE
 
     def _framed(self, lines: bytes) -> bytes:
-        return lines if self.subscriber.pulled else chunk(lines)
+        return chunk(lines) if self.subscriber.chunked else lines

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from enum import Enum, auto
+from typing import NamedTuple
 
 from . import sse
 from .errors import BadRequest, Gone
@@ -26,6 +28,9 @@ READ_SIZE = 64 * 1024
 # One send costs as much as making three events.
 HURRY_EVENTS, HURRY_INTERVAL = 4, 0.002
 BATCH_SIZE, BATCH_TIME = 16 * 1024, 0.001
+# Seconds between two events, for the metrics. What is faster than the first is not looked at one by one: events there
+# are as many as there are, and the gaps between them add up to the time from the first event to the last.
+PAUSES = (HURRY_INTERVAL, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Cancelled(BaseException):
@@ -42,17 +47,37 @@ class State(Enum):
     CANCELLED = auto()
 
 
+class Tally(NamedTuple):
+    """What a stream has made. The last event, which tells how it ended, is not the app's: only `logged` counts it."""
+
+    events: int
+    first: float | None  # seconds from the request until the first event
+    pauses: tuple[int, ...]  # between two events, how many up to each of PAUSES, and above
+    paced: float  # their sum, in seconds
+    logged: int = 0  # bytes
+    state: State = State.OPEN
+    cause: str = ""  # why it failed or was cancelled
+
+
 class Stream:
     """One response. `dialect` is None for one that is not a stream: its log stays empty, `answer` is what it is.
 
     A `keyed` one may be asked for again with its Idempotency-Key; a `detached` one (`Prefer: respond-async`) runs
-    before anybody follows.
+    before anybody follows. `owner` is whose it is (auth.Key.owner), "" where no keys are asked for.
     """
 
     def __init__(
-        self, dialect: Dialect | None, *, log_cap: int, retry: float, keyed: bool = False, detached: bool = False
+        self,
+        dialect: Dialect | None,
+        *,
+        log_cap: int,
+        retry: float,
+        owner: str = "",
+        keyed: bool = False,
+        detached: bool = False,
     ) -> None:
         self.id = sse.new_stream_id()
+        self.owner = owner
         self.dialect = dialect
         self.keyed = keyed
         self.lock = threading.Lock()
@@ -66,11 +91,15 @@ class Stream:
         self.followed = False  # whether anybody ever did
         self.answer = NO_ANSWER
         self.failure: tuple[str, str] | None = None  # code and sentence, once FAILED or CANCELLED
+        self.cause = ""  # of that: the code, or more exactly why it was cancelled
         self._subscribers: set[Subscriber] = set()
         self._ready: set[Subscriber] = set()  # those that the next event goes to, or that it wakes
         self._hurry = 0  # how many events in a row came fast
         self._held = 0  # bytes in the log that were held back from those who are ready
         self._sent = self.created  # when the producing thread sent last
+        self._first = self.created  # when the first event was made
+        self._pauses = [0] * (len(PAUSES) + 1)  # but those under HURRY_INTERVAL
+        self._made: Tally | None = None  # once it has ended
         self._prefix = b"id: %b-" % self.id.encode()
         self._retry = sse.retry(retry)
 
@@ -88,6 +117,14 @@ class Stream:
         """How many bytes it keeps in memory. Any thread, without the lock."""
         start = self.log.start  # before the end, which only moves up: else a fast producer makes it less than nothing
         return self.log.end - start + len(self.answer.body)
+
+    def tally(self) -> Tally:
+        """Return what it has made so far. Any thread; takes no lock once it has ended."""
+        made = self._made
+        if made is None:
+            with self.lock:
+                made = self._made or self._count()
+        return made._replace(logged=self.log.end, state=self.state, cause=self.cause)
 
     @property
     def hurries(self) -> bool:
@@ -132,8 +169,8 @@ class Stream:
                     self._end(State.FINISHED, lines)
                     return True
 
-    def fail(self, code: str, message: str, *, if_unfollowed_since: float | None = None) -> bool:
-        """End the stream with an error event. Any thread may call it.
+    def fail(self, code: str, message: str, *, cause: str = "", if_unfollowed_since: float | None = None) -> bool:
+        """End the stream with an error event. Any thread may call it. `cause` is for the metrics, if `code` is vague.
 
         Return False if it had ended before, or somebody has followed it after `if_unfollowed_since`.
         """
@@ -144,6 +181,7 @@ class Stream:
             if if_unfollowed_since is not None and not self.unfollowed_since(if_unfollowed_since):
                 return False
             self.failure = (code, message)
+            self.cause = cause or code
             self._end(State.CANCELLED if code == "cancelled" else State.FAILED, lines)
             return True
 
@@ -165,7 +203,7 @@ class Stream:
             position = self._locate(number)
             if position is None:
                 return False
-            subscriber.position = position
+            subscriber.position = subscriber.began = position
             self._subscribers.add(subscriber)
             self.followed = True
             self.unfollowed = None
@@ -184,6 +222,12 @@ class Stream:
                 self._ready.discard(subscriber)
                 if not self._subscribers:
                     self.unfollowed = time.monotonic()
+
+    def lags(self, subscriber: Subscriber) -> bool:
+        """Whether the log is ahead of a subscriber, and not only for a batch."""
+        with self.lock:
+            behind = bool(subscriber.pending) or subscriber.position < self.log.end
+            return behind and subscriber in self._subscribers and subscriber not in self._ready
 
     def advance(self, subscriber: Subscriber) -> Progress:
         """Send once, from where the subscriber is, and say what to do next."""
@@ -216,13 +260,19 @@ class Stream:
         log = self.log
         if not log.last:
             lines = self._retry + lines
+            self._first = time.monotonic()
         event = b"%b%d\n%b" % (self._prefix, log.last + 1, lines)
         frame = b"%x\r\n%b\r\n" % (len(event), event)
         if len(log) + len(frame) > log.cap:
             self._send_held()
         log.append(frame)
         now = time.monotonic()
-        self._hurry = self._hurry + 1 if now - self.appended < HURRY_INTERVAL else 0
+        if now - self.appended < HURRY_INTERVAL:
+            self._hurry += 1
+        else:
+            self._hurry = 0
+            if log.last > 1:
+                self._pauses[bisect_left(PAUSES, now - self.appended)] += 1
         self.appended = now
         if self._ready:
             self._held += len(frame)
@@ -232,6 +282,14 @@ class Stream:
             if self._hurry == HURRY_EVENTS:
                 for subscriber in self._ready:
                     subscriber.wake()  # to look again by itself from now on
+
+    def _count(self) -> Tally:
+        events = self.log.last
+        if not events:
+            return Tally(0, None, (0,) * len(self._pauses), 0.0)
+        fast = events - 1 - sum(self._pauses)
+        paced = self.appended - self._first if events > 1 else 0.0
+        return Tally(events, self._first - self.created, (self._pauses[0] + fast, *self._pauses[1:]), paced)
 
     def _send_held(self) -> None:
         """What a ready subscriber misses must be out before it is forgotten."""
@@ -264,6 +322,7 @@ class Stream:
 
     def _end(self, state: State, lines: bytes | None) -> None:
         try:
+            self._made = self._count()
             if lines is not None:
                 self._append(lines)
         finally:  # an app that has filled the stack finalises: whatever is raised, there is one last event
@@ -312,13 +371,14 @@ class Stream:
             return Progress.BROKEN
         if subscriber.pending:
             subscriber.pending = subscriber.pending[sent:]
+            subscriber.aside += sent
         else:
             subscriber.position += sent
         return Progress.MORE if sent == len(data) else Progress.LAGGING
 
     def _read(self, subscriber: Subscriber) -> bytes | bytearray:
         """Copy what the subscriber is sent next; nothing if it is caught up."""
-        if not subscriber.pulled:
+        if subscriber.chunked:
             return self.log.read(subscriber.position, READ_SIZE)
         # Whole events without chunk framing; they are pending until the last byte is out.
         subscriber.pending, subscriber.position = self.log.read_payloads(subscriber.position, READ_SIZE)

@@ -22,17 +22,31 @@ class Subscriber:
     """A `send`, a position in the log, and at most one pending frame from outside it.
 
     `send` never blocks: it returns how many bytes it took or raises BlockingIOError. `wake` ends the handler thread's
-    wait. A pulled subscriber is sent to by its handler thread alone, without chunk framing (HTTP/1.0).
+    wait. A pulled subscriber is sent to by its handler thread alone (TLS, HTTP/1.0). One that is not chunked gets
+    payloads without the log's chunk framing (HTTP/1.0), and is always pulled.
     """
 
-    __slots__ = ("broken", "pending", "position", "pulled", "send", "wake")
+    __slots__ = ("aside", "began", "broken", "chunked", "pending", "position", "pulled", "send", "wake")
 
     def __init__(
-        self, send: Callable[[Any], int], wake: Callable[[], None], *, head: bytes = b"", pulled: bool = False
+        self,
+        send: Callable[[Any], int],
+        wake: Callable[[], None],
+        *,
+        head: bytes = b"",
+        pulled: bool = False,
+        chunked: bool = True,
     ) -> None:
         self.send = send
         self.wake = wake
         self.pending = head
-        self.position = 0
-        self.pulled = pulled
+        self.position = self.began = 0
+        self.aside = 0  # bytes sent of what was pending
+        self.pulled = pulled or not chunked
+        self.chunked = chunked
         self.broken = False
+
+    @property
+    def sent(self) -> int:
+        """How many bytes were sent to it, the head included. Any thread."""
+        return self.aside + self.position - self.began if self.chunked else self.aside

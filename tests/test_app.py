@@ -11,9 +11,9 @@ import unittest
 from typing import Any
 from unittest import mock
 
-from inferless_shim import app
+from inferless_shim import app, refusals
 from inferless_shim.app import Server, fit_descriptors, wait_until
-from inferless_shim.config import Settings
+from inferless_shim.config import Settings, networks
 from inferless_shim.errors import StartupError
 from inferless_shim.service import Phase
 from tests.support import (
@@ -109,26 +109,86 @@ class ConnectionTests(TestCase):
             eventually(lambda: not server._handlers)
             self.assertEqual(ask(server.port, "GET", "/v2").status, 200)
 
+    def test_cap_and_a_client_that_asks_at_once(self) -> None:
+        """A client that has sent its request reads the 503, not a reset: what it sent was read before the close.
+
+        What went wrong: closed with a request unread, a socket resets, and that destroyed the reply on its way.
+        """
+        for rounds in range(3):
+            with (
+                serving(words, max_connections=1) as server,
+                Client(server.port) as client,
+                mock.patch.object(refusals, "STAY", 60 if rounds else 20 * MS),
+                mock.patch.object(refusals, "MOST", 3),
+            ):
+                client.request("GET", "/v2").read()
+                others = [Client(server.port) for _ in range(8)]
+                for other in others:
+                    other.send(request_bytes("POST", "/infer", {"TEXT": "x" * 10_000}))
+                for other in others:
+                    with other:
+                        self.assertEqual(Response(other).read().status, 503)
+                        self.assertEqual(other.read_some(), b"")
+            self.assertEqual(len(server._refusals._told), 0)
+
+    def test_cap_for_each_client(self) -> None:
+        """Past --max-connections-per-client an address is told 503 and closed, and another is let in."""
+        with serving(words, max_connections_per_client=2) as server:
+            with Client(server.port) as one, Client(server.port) as two, Client(server.port) as three:
+                for client in (one, two):
+                    client.request("GET", "/v2").read()
+                response = Response(three).read()
+                self.assertEqual((response.status, response.fields["connection"]), (503, "close"))
+                self.assertIn("--max-connections-per-client", response.json["error"])
+                with socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0)) as other:
+                    other.sendall(request_bytes("GET", "/v2"))
+                    self.assertTrue(other.recv(100).startswith(b"HTTP/1.1 200 OK"))
+            eventually(lambda: not server.service.clients._present)
+            self.assertEqual(ask(server.port, "GET", "/v2").status, 200)
+
+    def test_cap_for_each_client_of_a_proxy(self) -> None:
+        """A trusted proxy has as many connections as it likes; who it speaks for has so many requests at once."""
+        puppet = Puppet()
+        proxy = networks("127.0.0.1")
+        with serving(puppet.infer, max_connections_per_client=1, trusted_proxy=proxy) as server:
+            port = server.port
+            with Client(port) as first, Client(port) as second:
+                known = {"X-Forwarded-For": "192.0.2.1"}
+                stream = first.request("POST", "/infer", {"TEXT": ""}, known)
+                refused = second.request("GET", "/v2", None, known).read()
+                self.assertEqual(refused.status, 503)
+                self.assertIn("--max-connections-per-client", refused.json["error"])
+                self.assertEqual(
+                    second.request("GET", "/v2", None, {"X-Forwarded-For": "192.0.2.2"}).read().status, 200
+                )
+                puppet.end()
+                self.assertTrue(stream.read().complete)
+                # The end of an answer is read before the server has noted it.
+                eventually(lambda: second.request("GET", "/v2", None, known).read().status == 200)
+            eventually(lambda: not server.service.clients._present)
+
     def test_cap_and_a_client_that_left(self) -> None:
         """Whoever has left before he could be told costs no traceback."""
         with serving(words, max_connections=1) as server, Client(server.port) as client:
             client.request("GET", "/v2").read()
             ours, theirs = socket.socketpair()
             theirs.close()
-            with mock.patch.object(app.socket, "IPPROTO_TCP", socket.SOL_SOCKET), self.assertNoLogs():
+            quiet = self.assertNoLogs("inferless_shim.app")
+            with mock.patch.object(app.socket, "IPPROTO_TCP", socket.SOL_SOCKET), quiet:
                 server.process_request(ours, "")
-            self.assertEqual(ours.fileno(), -1)
+            eventually(lambda: ours.fileno() == -1)
 
     def test_thread_that_does_not_start(self) -> None:
         """A connection for which there is no thread is dropped with a line in the log, and does not count for ever."""
         with serving(words, max_connections=1) as server:
             with (
                 mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")),
-                self.assertLogs("inferless_shim.app", "WARNING"),
+                self.assertLogs("inferless_shim.app", "WARNING") as logs,
                 Client(server.port) as client,
-                contextlib.suppress(ConnectionResetError),
             ):
-                self.assertEqual(client.read_some(), b"")
+                with contextlib.suppress(ConnectionResetError):
+                    self.assertEqual(client.read_some(), b"")
+                eventually(lambda: logs.output)
             self.assertEqual(ask(server.port, "GET", "/v2").status, 200)
 
     def test_no_descriptors_left(self) -> None:
@@ -158,14 +218,14 @@ class ConnectionTests(TestCase):
         with serving(words) as server, Client(server.port) as client:
             client.request("GET", "/v2").read()
             (handler,) = server._handlers
-            self.assertTrue(handler.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            self.assertTrue(handler.connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     def test_handler_that_fails(self) -> None:
         """A mistake in a handler ends its connection, with a traceback in the log, and no other."""
         with serving(words) as server, Client(server.port) as other:
             other.request("GET", "/v2").read()
             (handler,) = server._handlers
-            eventually(lambda: handler.waiting)
+            eventually(lambda: handler.reader.waiting)
             with (
                 mock.patch("inferless_shim.handler.Handler._serve_one", side_effect=RuntimeError("oh")),
                 self.assertLogs("inferless_shim.app", "ERROR"),

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from inferless_shim import follow
-from inferless_shim.follow import Follower, Link, Wait, Waker, prepare
+from inferless_shim import follow, pace
+from inferless_shim.connection import Connection
+from inferless_shim.follow import Follower, Link, Wait, Waker
 from inferless_shim.outputs import Native
 from inferless_shim.stream import Progress, Stream, Subscriber
 from tests.support import MS, TestCase, eventually
@@ -90,7 +91,8 @@ class LinkTestCase(TestCase):
         self.theirs = socket.create_connection(listener.getsockname())
         self.ours, _ = listener.accept()
         listener.close()
-        self.link = Link(self.ours)
+        self.connection = Connection(self.ours, "127.0.0.1", NEVER)
+        self.link = Link(self.connection)
         self.addCleanup(self.ours.close)
         self.addCleanup(self.theirs.close)
         self.addCleanup(self.link.close)
@@ -138,7 +140,7 @@ class LinkTests(LinkTestCase):
 
     def test_writable(self) -> None:
         """Room in the socket ends the wait only if it was asked for."""
-        prepare(self.ours, NEVER)
+        self.connection.attach()
         self.assertIs(self.link.wait(0), Wait.TIMED_OUT)
         self.assertIs(self.link.wait(NEVER, writable=True), Wait.WOKEN)
         self.assertIs(self.link.wait(0), Wait.TIMED_OUT)
@@ -159,28 +161,15 @@ class LinkTests(LinkTestCase):
         reader.join()
 
 
-class PrepareTests(LinkTestCase):
-    def test_prepare(self) -> None:
-        """Non-blocking; a send buffer that does not grow; given up by the kernel after the stall."""
-        prepare(self.ours, 1.5)
-        self.assertEqual(self.ours.gettimeout(), 0)
-        self.assertLessEqual(self.ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF), 2 * follow.SEND_BUFFER)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            self.assertEqual(self.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 1500)
-        prepare(self.ours, 0.0001)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # 0 would be the system's default: minutes
-            self.assertEqual(self.ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 1)
-
-
 class FollowerTests(LinkTestCase):
     """A follower on its own thread."""
 
     def start(
-        self, stream: Stream, number: int = 0, *, head: bytes = b"", pulled: bool = False, **options: Any
+        self, stream: Stream, number: int = 0, *, head: bytes = b"", bare: bool = False, **options: Any
     ) -> threading.Thread:
         """Follow `stream` on a thread; `self.progress` is how that ended."""
-        prepare(self.ours, NEVER)
-        subscriber = Subscriber(self.ours.send, self.link.waker.wake, head=head, pulled=pulled)
+        self.connection.attach()
+        subscriber = Subscriber(self.ours.send, self.link.waker.wake, head=head, chunked=not bare)
         self.assertTrue(stream.attach(subscriber, number))
         options = {"heartbeat": NEVER, "stall": NEVER, **options}
         follower = Follower(stream, subscriber, self.link, **options)
@@ -243,6 +232,40 @@ class FollowerTests(LinkTestCase):
         thread.join()
         self.assertIs(self.progress, Progress.BROKEN)
 
+    def trickle(self, takes: int, size: int) -> tuple[Progress, bool, float]:
+        """Follow `size` bytes with a socket that takes so many every 29 seconds; tell how that ended, and when."""
+        clock = mock.Mock(now=0.0, due=0.0)
+        clock.monotonic = lambda: clock.now
+
+        def wait(left: float, *, writable: bool) -> Wait:
+            assert writable
+            clock.now = min(clock.now + left, clock.due)
+            return Wait.WOKEN
+
+        def send(data: bytes) -> int:
+            if clock.now < clock.due:
+                raise BlockingIOError
+            clock.due += 29
+            return min(takes, len(data))
+
+        stream = make_stream()
+        stream.append(event("x" * size))
+        stream.finish()
+        subscriber = Subscriber(send, lambda: None)
+        stream.attach(subscriber, 0)
+        with mock.patch.object(pace, "time", clock):
+            follower = Follower(stream, subscriber, mock.Mock(wait=wait), heartbeat=NEVER, stall=30)
+            return follower.follow(), follower.stalled, clock.now
+
+    def test_trickle(self) -> None:
+        """So is one that takes a byte every 29 seconds, which held a thread for ever; one at 1 KiB/s is not."""
+        progress, stalled, seconds = self.trickle(1, 10_000)
+        self.assertEqual((progress, stalled), (Progress.BROKEN, True))
+        self.assertAlmostEqual(seconds, 30, delta=1)
+        progress, stalled, seconds = self.trickle(29 * 1024, 1_000_000)
+        self.assertEqual((progress, stalled), (Progress.ENDED, False))
+        self.assertGreater(seconds, 900)
+
     def test_silence_is_no_stall(self) -> None:
         """A client for which nothing waits may be silent as long as it likes."""
         stream = make_stream()
@@ -255,10 +278,10 @@ class FollowerTests(LinkTestCase):
 
     def test_overrun(self) -> None:
         """A client whose next byte is forgotten is left: OVERRUN."""
-        for pulled in (False, True):
-            with self.subTest(pulled=pulled):
+        for bare in (False, True):
+            with self.subTest(bare=bare):
                 stream = make_stream(log_cap=50_000)
-                thread = self.start(stream, pulled=pulled)
+                thread = self.start(stream, bare=bare)
                 for _ in range(200):
                     stream.append(event("x" * 10_000))
                 self.theirs.settimeout(MS)
@@ -270,10 +293,10 @@ class FollowerTests(LinkTestCase):
 
     def test_heartbeat_framing(self) -> None:
         """A heartbeat is one comment line with one newline: in a chunk of its own, or bare over HTTP/1.0."""
-        for pulled, expected in ((False, b"5\r\n: ka\n\r\n"), (True, b": ka\n")):
-            with self.subTest(pulled=pulled):
+        for bare, expected in ((False, b"5\r\n: ka\n\r\n"), (True, b": ka\n")):
+            with self.subTest(bare=bare):
                 stream = make_stream()
-                thread = self.start(stream, heartbeat=5 * MS, pulled=pulled)
+                thread = self.start(stream, heartbeat=5 * MS, bare=bare)
                 received = self.receive(lambda received, expected=expected: len(received) >= 3 * len(expected))
                 self.assertEqual(received.replace(expected, b""), b"")
                 stream.finish()
@@ -332,9 +355,9 @@ class FollowerTests(LinkTestCase):
         interval = sys.getswitchinterval()
         self.addCleanup(sys.setswitchinterval, interval)
         sys.setswitchinterval(1e-6)
-        for pulled in (False, True):
+        for bare in (False, True):
             stream = make_stream()
-            thread = self.start(stream, pulled=pulled)
+            thread = self.start(stream, bare=bare)
             sent = 0
             for _ in range(60):
                 burst = schedule.choice([1, 2, 5, 9, 30])
@@ -351,7 +374,7 @@ class FollowerTests(LinkTestCase):
                     while last not in received:
                         received += self.theirs.recv(1 << 20)
                 except TimeoutError:
-                    self.fail(f"event {sent} never came (SEED={SEED}, pulled={pulled})")
+                    self.fail(f"event {sent} never came (SEED={SEED}, bare={bare})")
             stream.finish()
             thread.join()
             self.assertIs(self.progress, Progress.ENDED)

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 from inferless_shim.app import Server
-from inferless_shim.follow import Link, Wait
-from inferless_shim.handler import Handler
+from inferless_shim.follow import Follower, Link, Wait
 from tests.support import (
     MS,
     Client,
@@ -107,7 +106,7 @@ class ConnectionTests(SharedServer):
             for byte in request_bytes("POST", "/infer", {"TEXT": "a"}):
                 client.send(bytes([byte]))
             self.assertEqual(texts(Response(client).read()), [{"OUT": "a"}])
-            chunked = b"POST /infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            chunked = b"POST /infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
             for byte in chunked + b'5;x=y\r\n{"TEX\r\n8\r\nT": "b"}\r\n0\r\nTrailer: z\r\n\r\n':
                 client.send(bytes([byte]))
             self.assertEqual(texts(Response(client).read()), [{"OUT": "b"}])
@@ -215,7 +214,7 @@ class ConnectionTests(SharedServer):
                 response = Response(client).read()
                 self.assertIn(response.status, (404, 405))
                 self.assertEqual(response.fields["connection"], "close")
-                client.sock.shutdown(socket.SHUT_WR)
+                client.half_close()
                 self.assertTrue(is_closed(client))
 
     def test_options_of_the_server(self) -> None:
@@ -257,7 +256,7 @@ class ExhaustionTests(TestCase):
 class ContinueTests(TestCase):
     """Expect: 100-continue (RFC 9110 §10.1.1)."""
 
-    FIELDS = b"Host: a\r\nExpect: 100-continue\r\n"
+    FIELDS = b"Host: localhost\r\nExpect: 100-continue\r\n"
 
     def setUp(self) -> None:
         self.port = self.serve(words, max_body=1000).port
@@ -298,7 +297,7 @@ class DeadlineTests(SharedServer):
     def test_slow_head(self) -> None:
         """A head that does not come to its end in time is told 408 and the connection closed."""
         with Client(self.port) as client:
-            client.send(b"GET /v2 HTTP/1.1\r\nHost: a\r\nX-")
+            client.send(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nX-")
             response = Response(client).read()
             self.assertEqual(response.status, 408)
             self.assertEqual(response.fields["connection"], "close")
@@ -308,7 +307,7 @@ class DeadlineTests(SharedServer):
         """A body that does not come to its end in time is told 408 and the connection closed."""
         for body in (b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"):
             with self.subTest(body), Client(self.port) as client:
-                client.send(b"POST /infer HTTP/1.1\r\nHost: a\r\n" + body)
+                client.send(b"POST /infer HTTP/1.1\r\nHost: localhost\r\n" + body)
                 response = Response(client).read()
                 self.assertEqual(response.status, 408)
                 self.assertEqual(response.fields["connection"], "close")
@@ -341,40 +340,13 @@ class DeadlineTests(SharedServer):
         for size in (10, len(whole) - 2):
             with self.subTest(size), Client(self.port) as client:
                 client.send(whole[:size])
-                client.sock.shutdown(socket.SHUT_WR)
+                client.half_close()
                 self.assertTrue(is_closed(client))
         self.assertEqual(len(self.server.service.store), 0)
 
 
 class AnswerTests(TestCase):
     """Answers that are not streams, on the wire."""
-
-    def test_large_answer_to_a_slow_client(self) -> None:
-        """A large answer is sent as long as the client takes something: the stall is a limit for each wait.
-
-        What went wrong: `sendall` counts its timeout for the whole of the data, so a megabyte over a slow line was cut
-        after `--stall` seconds, although it moved all the time.
-        """
-
-        class SlowSocket(socket.socket):
-            def sendall(self, data: Any, *_: Any) -> None:
-                raise TimeoutError("timed out")  # what it says of a slow client, once the time is over
-
-            def send(self, data: Any, *_: Any) -> int:
-                return super().send(data[:1000])
-
-        ours, theirs = socket.socketpair()
-        with ours, theirs, serving(words) as server:
-            handler = Handler(SlowSocket(fileno=ours.detach()), server.service, server.routes)
-            sent = bytes(range(256)) * 256
-            sender = threading.Thread(target=handler._send, args=(sent,))
-            sender.start()
-            received = bytearray()
-            while len(received) < len(sent):
-                received += theirs.recv(65536)
-            sender.join()
-            handler.sock.close()
-        self.assertEqual(received, sent)
 
     def test_refusal_of_a_large_body_arrives(self) -> None:
         """A client that is still sending when it is refused reads the answer, not a reset."""
@@ -435,6 +407,29 @@ class BrokenStreamTests(TestCase):
                 numbers = [each["N"] for each in texts(response) + texts(rest)]
                 self.assertEqual(numbers, list(range(MANY)))
                 self.assertTrue(rest.complete)
+
+    def test_trickle_closes(self) -> None:
+        """So is one that takes a byte now and then, of a stream or of another answer: it held a thread for ever."""
+
+        def large(inputs: dict[str, Any]) -> dict[str, Any]:
+            return {"OUT": FILLER * MANY * 8}
+
+        for infer, streaming in ((filler, True), (large, False)):
+            with (
+                self.subTest(streaming=streaming),
+                serving(infer, streaming=streaming, stall=100 * MS, linger=60) as server,
+                Client(server.port, receive_buffer=SMALL_BUFFER) as client,
+            ):
+                response = client.request("POST", "/infer", {"TEXT": ""})
+
+                def is_left(server: Server = server, client: Client = client) -> bool:
+                    client._buffer += client.sock.recv(1)
+                    return connections(server) == 0
+
+                eventually(is_left)
+                with contextlib.suppress(EOFError, OSError):
+                    response.read()
+                self.assertFalse(response.complete)
 
     def test_overrun_closes(self) -> None:
         """A client that falls behind what is kept gets no end, and 410 when it comes back for what is forgotten."""
@@ -533,7 +528,7 @@ class DisconnectTests(TestCase):
             client.sock.close()
 
         def half_close(client: Client) -> None:
-            client.sock.shutdown(socket.SHUT_WR)
+            client.half_close()
 
         def reset(client: Client) -> None:
             client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -643,7 +638,7 @@ class LeakTests(TestCase):
             return {}
 
         with serving(infer, streaming=False) as server:
-            with mock.patch("inferless_shim.handler.prepare", side_effect=OSError("out of order")):
+            with mock.patch("inferless_shim.connection.Connection.attach", side_effect=OSError("out of order")):
                 with Client(server.port) as client:
                     client.send(request_bytes("POST", "/infer", {"TEXT": ""}))
                     self.assertTrue(is_closed(client))
@@ -695,7 +690,7 @@ class CrossOriginTests(TestCase):
     def test_refused_before_the_body(self) -> None:
         """The answer comes while the body is still on its way."""
         with Client(self.port) as client:
-            client.send(b"POST /infer HTTP/1.1\r\nHost: a\r\nOrigin: http://b\r\nContent-Length: 1000\r\n\r\n")
+            client.send(b"POST /infer HTTP/1.1\r\nHost: localhost\r\nOrigin: http://b\r\nContent-Length: 1000\r\n\r\n")
             self.assertEqual(Response(client).read().status, 403)
 
     def test_own_pages(self) -> None:
@@ -772,8 +767,8 @@ class HeartbeatTests(TestCase):
                     pieces = response.chunks()
                     while response.body.count(b": ka\n") < 2:
                         next(pieces)
-                    self.assertEqual(set(response.body.split(b"\n")), {b": ka", b""})
-                    self.assertNotIn(b"\n\n", response.body)
+                    # On a busy machine the first one may come before infer has begun.
+                    self.assertRegex(response.body, rb"^(: ka, place 1 in the queue\n)*(: ka\n){2,}$")
                     puppet.send(OUT="a")
                     while not response.body.endswith(b": ka\n") or b"data:" not in response.body:
                         next(pieces)
@@ -782,7 +777,7 @@ class HeartbeatTests(TestCase):
                     for _ in pieces:
                         pass
                     self.assertTrue(response.complete)
-                    blocks = [re.sub("(: ka\n)+", "", "\n".join(event.lines) + "\n") for event in response.events]
+                    blocks = [re.sub("(: ka.*\n)+", "", "\n".join(event.lines) + "\n") for event in response.events]
                     self.assertEqual(len(blocks), 3)
                     for block in blocks:
                         self.assertRegex(block, r"^id: \S+\n(retry: 2000\n)?(event: done\n)?data: \{.*\}\n$")
@@ -807,21 +802,29 @@ class HeartbeatTests(TestCase):
     def test_no_heartbeat_to_one_that_lags(self) -> None:
         """A client that has a frame half sent gets the other half before anything else."""
         wait, rounds = Link.wait, []
+        follow: Any = Follower.follow
+        followers: list[Follower] = []
 
         def impatient(link: Link, timeout: float, *, writable: bool = False) -> Wait:
             rounds.append(writable)
             return wait(link, min(timeout, 5 * MS), writable=writable)
 
+        def noted(follower: Follower) -> Any:
+            followers.append(follower)
+            return follow(follower)
+
         with (
             mock.patch.object(Link, "wait", impatient),
-            serving(filler, heartbeat=5 * MS) as server,
+            mock.patch.object(Follower, "follow", noted),
+            serving(filler) as server,
             Client(server.port, receive_buffer=SMALL_BUFFER) as client,
         ):
             response = client.request("POST", "/infer", {"TEXT": ""})
             stream = only_stream(server)
             eventually(lambda: not stream.is_open)
+            followers[0].heartbeat = 5 * MS  # not before it lags: one is right while the app has not begun
             rounds.clear()
-            eventually(lambda: len(rounds) > 5)  # a heartbeat would be due in all but the first
+            eventually(lambda: len(rounds) > 5)  # it would be due in all but the first
             self.assertTrue(all(rounds))
             self.assertNotIn(b": ka", response.read().body)
             self.assertEqual(len(parse_events(response.body.decode())), MANY + 1)

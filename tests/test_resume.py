@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import socket
 import threading
 import time
 import unittest
@@ -79,7 +78,7 @@ def disconnect(server: Server, client: Client) -> None:
 
 
 def half_close(server: Server, client: Client) -> None:
-    client.sock.shutdown(socket.SHUT_WR)
+    client.half_close()
 
 
 def stop_reading(server: Server, client: Client) -> None:
@@ -92,7 +91,7 @@ def peers(server: Server) -> list[Any]:
     found = []
     for handler in list(server._handlers):
         with contextlib.suppress(OSError):
-            found.append(handler.sock.getpeername())
+            found.append(handler.connection.sock.getpeername())
     return found
 
 

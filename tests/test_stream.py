@@ -7,6 +7,7 @@ stands still.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
@@ -21,7 +22,7 @@ from inferless_shim import sse
 from inferless_shim.errors import BadRequest, Gone
 from inferless_shim.outputs import Answer, Dialect, Generate, Native
 from inferless_shim.stream import READ_SIZE, Cancelled, Progress, State, Stream, Subscriber
-from tests.support import MS, PATIENCE, TestCase
+from tests.support import MS, PATIENCE, TestCase, about
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 CAP = 4 * 1024 * 1024
@@ -78,8 +79,8 @@ class Events:
         self.wrote(self.stream.dialect.error(code, message))
         self.stream.fail(code, message)
 
-    def frames(self, pulled: bool = False) -> list[bytes]:
-        return self.payloads if pulled else [chunk(payload) for payload in self.payloads]
+    def frames(self, bare: bool = False) -> list[bytes]:
+        return self.payloads if bare else [chunk(payload) for payload in self.payloads]
 
 
 def noted(cap: int = CAP, dialect: Dialect | None = None) -> tuple[Stream, Events]:
@@ -98,19 +99,21 @@ class Clock:
 
 
 class Client:
-    """A client and its handler thread, played step by step."""
+    """A client and its handler thread, played step by step: direct, `pulled` (TLS), or `bare` (HTTP/1.0)."""
 
-    def __init__(self, stream: Stream, number: int = 0, *, pulled: bool = False, head: bytes = HEAD) -> None:
+    def __init__(
+        self, stream: Stream, number: int = 0, *, bare: bool = False, pulled: bool = False, head: bytes = HEAD
+    ) -> None:
         self.stream = stream
         self.number = number
-        self.pulled = pulled
+        self.bare = bare
         self.received = bytearray()
         self.head = head
         self.woken = False
         self.calls = 0
         self.progress: Progress | None = None
         self.doing = "look"
-        self.subscriber = Subscriber(self.send, self.wake, head=head, pulled=pulled)
+        self.subscriber = Subscriber(self.send, self.wake, head=head, pulled=pulled, chunked=not bare)
 
     def attach(self) -> bool:
         return self.stream.attach(self.subscriber, self.number)
@@ -159,7 +162,7 @@ class Client:
 
     def heartbeat(self) -> None:
         """Try to put a heartbeat in, which is refused where it would not be between two frames."""
-        frame = sse.heartbeat() if self.pulled else chunk(sse.heartbeat())
+        frame = sse.heartbeat() if self.bare else chunk(sse.heartbeat())
         if self.doing != "over" and self.stream.interject(self.subscriber, frame):
             self.woken = True
 
@@ -194,10 +197,11 @@ class Scripted(Client):
     def take(self, size: int) -> int:
         what = self.script.pop(0) if self.script else size
         if isinstance(what, OSError):
-            raise what
+            raise copy.copy(what)
         return min(size, what)
 
 
+# Raised as copies: an error that is raised again keeps the frames of each time, and with them all that they hold.
 BLOCKED = BlockingIOError(11, "Resource temporarily unavailable")
 RESET = ConnectionResetError(104, "Connection reset by peer")
 
@@ -213,10 +217,11 @@ class Erratic(Client):
 
     def take(self, size: int) -> int:
         if self.chance.random() < self.failing:
-            raise self.chance.choice([RESET, BrokenPipeError(32, "Broken pipe"), OSError(9, "Bad file descriptor")])
+            errors = [RESET, BrokenPipeError(32, "Broken pipe"), OSError(9, "Bad file descriptor")]
+            raise copy.copy(self.chance.choice(errors))
         if self.chance.random() < self.slow:
             if self.chance.random() < 0.5:
-                raise BLOCKED
+                raise copy.copy(BLOCKED)
             return self.chance.randrange(1, size + 1)
         return size
 
@@ -231,8 +236,8 @@ def read_frames(client: Client, events: Events) -> tuple[int, bytes]:
         assert client.head.startswith(received), received
         return client.number, received
     rest = received[len(client.head) :]
-    frames = events.frames(client.pulled)
-    beat = sse.heartbeat() if client.pulled else chunk(sse.heartbeat())
+    frames = events.frames(client.bare)
+    beat = sse.heartbeat() if client.bare else chunk(sse.heartbeat())
     number = client.number
     while rest:
         if rest.startswith(beat):
@@ -303,13 +308,14 @@ class Append(TestCase):
 
     def test_append_wakes_the_pulled(self) -> None:
         """To a pulled subscriber nothing is sent by the producing thread; it is woken once, until it has looked."""
-        stream = made()
-        client = following(Client(stream, pulled=True))
-        stream.append(line("a"))
-        self.assertEqual((client.received, client.woken), (HEAD, True))
-        client.woken = False
-        stream.append(line("b"))
-        self.assertFalse(client.woken)
+        for kind in ({"pulled": True}, {"bare": True}):
+            stream = made()
+            client = following(Client(stream, **kind))
+            stream.append(line("a"))
+            self.assertEqual((client.received, client.woken), (HEAD, True), kind)
+            client.woken = False
+            stream.append(line("b"))
+            self.assertFalse(client.woken, kind)
 
     def test_append_not_before_the_head(self) -> None:
         """Nothing of the log goes out before the head, however long that takes."""
@@ -363,8 +369,8 @@ class Append(TestCase):
     def test_append_large(self) -> None:
         """An event larger than one send may take under the lock goes out whole, in several."""
         stream, events = noted()
-        for pulled in (False, True):
-            client = following(Client(stream, len(events.payloads), pulled=pulled))
+        for bare in (False, True):
+            client = following(Client(stream, len(events.payloads), bare=bare))
             events.append(line("x" * (3 * READ_SIZE)))
             events.append(line("y"))
             client.run()
@@ -419,7 +425,7 @@ class End(TestCase):
             stream = made(dialect=dialect)
             clients = [
                 Client(stream),
-                Client(stream, pulled=True),
+                Client(stream, bare=True),
                 Scripted(stream, 5),
                 Client(stream, head=b""),
             ]
@@ -494,7 +500,7 @@ class End(TestCase):
     def test_answer(self) -> None:
         """An answer that is not a stream has no events: its follower waits for the end and finds the body."""
         stream = answer_stream()
-        client = Client(stream, head=b"", pulled=True)
+        client = Client(stream, head=b"", bare=True)
         client.attach()
         self.assertEqual(client.run(), Progress.CAUGHT_UP)
         stream.finish(Answer(b'{"a":1}'))
@@ -605,9 +611,9 @@ class Attach(TestCase):
 
     def test_detach(self) -> None:
         """After `detach` nothing is sent to a subscriber, nor is it woken: its socket may be closed."""
-        for pulled in (False, True):
+        for bare in (False, True):
             stream = made()
-            client = following(Client(stream, pulled=pulled))
+            client = following(Client(stream, bare=bare))
             stream.detach(client.subscriber)
             stream.append(line("a"))
             stream.finish()
@@ -619,13 +625,13 @@ class Attach(TestCase):
         for text in "abcd":
             events.append(line(text))
         events.finish()
-        for pulled in (False, True):
+        for bare in (False, True):
             for number in range(5):
-                with self.subTest(number=number, pulled=pulled):
-                    client = Client(stream, number, pulled=pulled)
+                with self.subTest(number=number, bare=bare):
+                    client = Client(stream, number, bare=bare)
                     client.attach()
                     self.assertEqual(client.run(), Progress.ENDED)
-                    self.assertEqual(client.received, HEAD + b"".join(events.frames(pulled)[number:]))
+                    self.assertEqual(client.received, HEAD + b"".join(events.frames(bare)[number:]))
 
 
 class Interject(TestCase):
@@ -653,12 +659,12 @@ class Interject(TestCase):
         """A heartbeat that has been started is finished before the next event; one that was not is not in between."""
         beat = chunk(sse.heartbeat())
         for taken in range(len(beat) + 1):
-            for pulled in (False, True):
-                with self.subTest(taken=taken, pulled=pulled):
+            for bare in (False, True):
+                with self.subTest(taken=taken, bare=bare):
                     stream, events = noted()
-                    frame = sse.heartbeat() if pulled else beat
+                    frame = sse.heartbeat() if bare else beat
                     script: list[int | OSError] = [len(HEAD), taken if taken else BLOCKED]
-                    client = following(Scripted(stream, *script, pulled=pulled))
+                    client = following(Scripted(stream, *script, bare=bare))
                     self.assertTrue(stream.interject(client.subscriber, frame))
                     events.append(line("a"))  # not sent: something is pending
                     self.assertEqual(client.received, HEAD)
@@ -666,7 +672,7 @@ class Interject(TestCase):
                     events.append(line("b"))
                     client.look()
                     client.look()
-                    self.assertEqual(client.received, HEAD + frame + b"".join(events.frames(pulled)))
+                    self.assertEqual(client.received, HEAD + frame + b"".join(events.frames(bare)))
 
     def test_interject_before_the_first_event_only(self) -> None:
         """`queued` comes before event 1 or not at all."""
@@ -696,12 +702,12 @@ class Overrun(TestCase):
     def test_overrun(self) -> None:
         """Who falls behind what is kept is told so, in the middle of an event too, and gets no wrong byte."""
         for taken in (0, 1, 40):
-            for pulled in (False, True):
-                with self.subTest(taken=taken, pulled=pulled):
+            for bare in (False, True):
+                with self.subTest(taken=taken, bare=bare):
                     stream, events = noted(cap=300)
-                    client = following(Scripted(stream, len(HEAD), taken or BLOCKED, pulled=pulled))
+                    client = following(Scripted(stream, len(HEAD), taken or BLOCKED, bare=bare))
                     events.append(line("a"))
-                    client.look() if pulled else None
+                    client.look() if bare else None
                     for _ in range(20):
                         events.append(line("b"))
                     self.assertEqual(client.look(), Progress.OVERRUN)
@@ -801,7 +807,7 @@ class Hurry(TestCase):
             clock = Clock()
             with mock.patch("inferless_shim.stream.time", clock):
                 stream, events = noted(cap=chance.choice([100, CAP]))
-                clients = [Client(stream, pulled=chance.random() < 0.3) for _ in range(chance.randrange(1, 4))]
+                clients = [Client(stream, bare=chance.random() < 0.3) for _ in range(chance.randrange(1, 4))]
                 for client in clients:
                     client.attach()
                 usual = chance.choice(paces)
@@ -835,7 +841,7 @@ class Hurry(TestCase):
         clock = Clock()
         with mock.patch("inferless_shim.stream.time", clock):
             stream, events = noted()
-            clients = [following(Client(stream)), following(Client(stream, pulled=True))]
+            clients = [following(Client(stream)), following(Client(stream, bare=True))]
             for _ in range(50):
                 events.append(line("a"))
                 clock.now += 0.01 * MS
@@ -891,7 +897,7 @@ class Hurry(TestCase):
 
 
 class Schedules(TestCase):
-    """Seeded play of a producer and many clients, direct and pulled, who come, stall, break, leave and come back."""
+    """Seeded play of a producer and many clients of all kinds, who come, stall, break, leave and come back."""
 
     def test_schedules(self) -> None:
         """Every client receives exactly the log's bytes from its start on, heartbeats between frames alone, or OVERRUN.
@@ -978,8 +984,8 @@ class Play:
             self.come(number)
 
     def come(self, number: int) -> None:
-        pulled = self.chance.random() < 0.4
-        client = Erratic(self.stream, self.chance, number, failing=self.failing, pulled=pulled)
+        bare, pulled = self.chance.choice([(False, False), (False, False), (False, True), (True, True)])
+        client = Erratic(self.stream, self.chance, number, failing=self.failing, bare=bare, pulled=pulled)
         assert client.attach()
         self.clients.append(client)
         self.everyone.append(client)
@@ -996,13 +1002,13 @@ class Play:
 class Cut(Client):
     """A client whose connection breaks after so many bytes."""
 
-    def __init__(self, stream: Stream, after: int, number: int = 0, *, pulled: bool = False) -> None:
-        super().__init__(stream, number, pulled=pulled)
+    def __init__(self, stream: Stream, after: int, number: int = 0, *, bare: bool = False) -> None:
+        super().__init__(stream, number, bare=bare)
         self.left = after
 
     def take(self, size: int) -> int:
         if not self.left:
-            raise RESET
+            raise copy.copy(RESET)
         taken = min(size, self.left)
         self.left -= taken
         return taken
@@ -1012,14 +1018,14 @@ class CutAndResume(TestCase):
     def test_cut_after_every_byte(self) -> None:
         """A client that is cut off after any byte and resumes from its last event misses none, and gets none twice."""
         texts = ["a", "é漢", "\n\n", "", "data: x"]
-        for pulled in (False, True):
+        for bare in (False, True):
             for running in (False, True):
                 size = None
                 cut = 0
                 while size is None or cut <= size:
-                    with self.subTest(cut=cut, pulled=pulled, running=running):
+                    with about(cut=cut, bare=bare, running=running):
                         stream = made()
-                        got, size = self.play(stream, texts, cut, pulled, running)
+                        got, size = self.play(stream, texts, cut, bare, running)
                         self.assertEqual(
                             [key for key, _ in got], [f"{stream.id}-{n}" for n in range(1, len(texts) + 2)]
                         )
@@ -1028,13 +1034,13 @@ class CutAndResume(TestCase):
                 self.assertGreater(cut, 400)
 
     def play(
-        self, stream: Stream, texts: list[str], cut: int, pulled: bool, running: bool
+        self, stream: Stream, texts: list[str], cut: int, bare: bool, running: bool
     ) -> tuple[list[tuple[str, str]], int]:
         """Follow a stream while it runs, or afterwards; return the events that came in two connections.
 
         Also return the size of the whole stream.
         """
-        first = Cut(stream, cut, pulled=pulled)
+        first = Cut(stream, cut, bare=bare)
         first.attach()
         for text in texts:
             stream.append(line(text))
@@ -1043,15 +1049,15 @@ class CutAndResume(TestCase):
         stream.finish()
         first.run()
         stream.detach(first.subscriber)
-        whole = Client(stream, pulled=pulled)
+        whole = Client(stream, bare=bare)
         whole.attach()
         whole.run()
-        got = blocks(bytes(first.received), not pulled)
+        got = blocks(bytes(first.received), not bare)
         number = sse.parse_event_id(got[-1][0]).number if got else 0
-        second = Client(stream, number, pulled=pulled)
+        second = Client(stream, number, bare=bare)
         if second.attach():
             self.assertEqual(second.run(), Progress.ENDED)
-            got += blocks(bytes(second.received), not pulled)
+            got += blocks(bytes(second.received), not bare)
         return got, len(whole.received)
 
 
@@ -1104,7 +1110,7 @@ class Threaded(Erratic):
                 assert self.event.wait(PATIENCE), "nobody woke a client that was caught up"
             self.event.clear()
             if self.chance.random() < 0.1:
-                self.stream.interject(self.subscriber, sse.heartbeat() if self.pulled else chunk(sse.heartbeat()))
+                self.stream.interject(self.subscriber, sse.heartbeat() if self.bare else chunk(sse.heartbeat()))
         self.stream.detach(self.subscriber)
 
 
@@ -1115,7 +1121,14 @@ class Threads(TestCase):
             chance = random.Random(seed)
             stream, events = noted(cap=chance.choice([2000, CAP]))
             clients = [
-                Threaded(stream, random.Random(seed * 100 + n), 0, failing=0.001 * (n % 3), pulled=n % 2 == 1)
+                Threaded(
+                    stream,
+                    random.Random(seed * 100 + n),
+                    0,
+                    failing=0.001 * (n % 3),
+                    pulled=n // 2 == 1,
+                    bare=n // 2 == 2,
+                )
                 for n in range(6)
             ]
             for client in clients:

@@ -346,7 +346,9 @@ def report(found: Findings, app: App, place: str, settings: Settings) -> Iterato
     yield from section("doubts", doubt_lines(found.doubts, note=False) or ["  none"])
     yield from section("notes", doubt_lines(found.doubts, note=True))
     if app.schema is not None:
-        yield from section("when it is served", [f"  {curl_line(app, f'http://127.0.0.1:{settings.port or 8000}')}"])
+        scheme, flags = ("https", ["--cacert", str(settings.tls_cert)]) if settings.tls_cert else ("http", [])
+        curl = curl_line(app, f"{scheme}://127.0.0.1:{settings.port or 8000}", flags=flags)
+        yield from section("when it is served", [f"  {curl}"])
 
 
 def kind_of(flags: Flags) -> str:
