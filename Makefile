@@ -48,6 +48,7 @@ bench: $(INSTALLED)-bench  ## Measure, side by side with peers (ten minutes)
 	$(PY) bench/stream.py
 	$(PY) bench/slow_readers.py
 	$(PY) bench/posts.py
+	$(PY) bench/slow_http.py
 
 fuzz:  ## Feed the parsers what nobody should send, for FUZZ_TIME seconds; guided where atheris is installed
 	$(PYTHON) -m tests.fuzz $(FUZZ_TIME)

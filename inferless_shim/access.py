@@ -6,8 +6,11 @@ No I/O. A request's query never comes here, so that no value in it reaches a log
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
+from enum import Enum
+from typing import Any
 
 from .http1 import Request
 from .metrics import Counter
@@ -18,20 +21,32 @@ from .tracing import Trace
 log = logging.getLogger(__name__)
 
 MESSAGE = "%(method)s %(path)s %(status)s"
+IN_COMMON = vars(logging.LogRecord(log.name, logging.INFO, __file__, 0, MESSAGE, None, None, "log"))
 
 # Labels are few, whatever clients send.
 METHODS = frozenset(("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"))
 OTHER = "other"
 # How a resume ended, by the status of its answer.
 RESUMES = {200: "followed", 204: "204", 400: "400", 404: "404", 410: "410"}
-LEFT, STALLED, BEHIND = "client left", "stalled", "fell behind"
-LATE_HEAD, LATE_BODY = "head_timeout", "body_timeout"
+STALLED, LATE_HEAD, LATE_BODY = "stalled", "head_timeout", "body_timeout"
+# A stream's id, wherever it is: without keys, who knows it may follow and cancel the stream.
+STREAM_ID = re.compile("([0-9a-f]{8})[0-9a-f]{24}")
+
+
+class End(Enum):
+    """How a request ended, if not plainly with a reply, in the log's words."""
+
+    WHOLE = "to its end"
+    SHUT_DOWN = "shut down"
+    LEFT = "client left"
+    STALLED = "stalled"
+    BEHIND = "fell behind"
 
 
 class Access:
     """One request, from its head to the end of its answer. Its handler thread alone writes to it.
 
-    `route` is the template of its path, `end` how it ended if that is not plain, `status` None before an answer began.
+    `route` is the template of its path, `end` None unless there is an End, `status` None before an answer began.
     """
 
     def __init__(self, address: str, request_id: str, request: Request | None = None) -> None:
@@ -48,23 +63,23 @@ class Access:
         self.key: str | None = None  # the name of the API key
         self.trace: Trace | None = None
         self.error: str | None = None  # what the client was told
-        self.end: str | None = None
+        self.end: End | None = None
         self.stream: Stream | None = None
         self._subscriber: Subscriber | None = None
-        self._head = 0  # bytes of it that are no body
+        self._head = 0  # bytes that it sends and that are no body
 
-    def follows(self, stream: Stream, subscriber: Subscriber) -> None:
-        """Note who sends this answer from now on."""
+    def follows(self, stream: Stream, subscriber: Subscriber, *, head: int) -> None:
+        """Note who sends this answer from now on, with a head of so many bytes."""
+        self._head = head  # first: another thread may ask for `bytes` at any time
         self.stream, self._subscriber = stream, subscriber
-        self._head = len(subscriber.pending)
 
     def followed(self, progress: Progress, *, stalled: bool) -> None:
         """Note how following ended."""
         assert self.stream is not None
         if progress is not Progress.ENDED:
-            self.end = BEHIND if progress is Progress.OVERRUN else STALLED if stalled else LEFT
+            self.end = End.BEHIND if progress is Progress.OVERRUN else End.STALLED if stalled else End.LEFT
         elif self.stream.dialect is not None:
-            self.end = "shut down" if self.stream.cause == "shutting_down" else "to its end"
+            self.end = End.SHUT_DOWN if self.stream.cause == "shutting_down" else End.WHOLE
 
     @property
     def bytes(self) -> int:
@@ -86,7 +101,7 @@ class Access:
         stream = self.stream if self.stream is not None and self.stream.dialect is not None else None
         fields = {
             "method": self.method,
-            "path": self.path,
+            "path": without_ids(self.path),
             "status": self.status,
             "client": self.address or None,
             "route": self.route,
@@ -95,15 +110,26 @@ class Access:
             "request": self.request_id,
             "body_id": self.body_id if self.body_id != self.request_id else None,
             "stream": stream.id[:8] if stream is not None else None,
-            "end": self.end,
-            "events": stream.log.last if stream is not None else None,
+            "end": self.end.value if self.end is not None else None,
+            "events": stream.tally().events if stream is not None else None,
             "cause": stream.cause or None if stream is not None else None,
             "key": self.key or None,
             "trace": self.trace.id if self.trace is not None else None,
-            "error": self.error,
+            "error": without_ids(self.error) if self.error is not None else None,
         }
-        # As `log.info` does, but for the search of the stack for its caller, which is always this.
-        log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, MESSAGE, (fields,), None, "log"))
+        log.handle(line_of(fields))
+
+
+def without_ids(text: str) -> str:
+    """Cut what may be a stream's id to its first 8 characters."""
+    return STREAM_ID.sub(r"\1…", text)
+
+
+def line_of(fields: dict[str, Any]) -> logging.LogRecord:
+    """Make the record of a line: as `log.info` does, but for what it looks up of its caller, thread and process."""
+    record, now = logging.LogRecord.__new__(logging.LogRecord), time.time()
+    vars(record).update(IN_COMMON, args=fields, created=now, msecs=now % 1 * 1000)
+    return record
 
 
 class Traffic:
@@ -135,7 +161,7 @@ class Traffic:
         self.requests.add(access.route, method, "none" if access.status is None else str(access.status))
         if access.resumes:
             self.resumes.add(RESUMES.get(access.status or 0, OTHER))
-        if access.end == STALLED:
+        if access.end is End.STALLED:
             self.faults.add(STALLED)
         access.log()
 

@@ -6,8 +6,7 @@ So what is refused says nothing of what there is here: a path, a model or a stre
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import origins, queries
 from .config import Settings
@@ -21,14 +20,13 @@ if TYPE_CHECKING:
     from .auth import Key, Keyring
 
 BEARER = re.compile(r"bearer +([^ ]+)", re.IGNORECASE)  # RFC 6750 §2.1, RFC 9110 §11.1
-STREAM = re.compile(r"/streams/([^/]+)")
+# Paths that are admitted otherwise than the rest.
+STREAM = re.compile(r"/streams/(?P<stream>[^/]+)")  # where a token is as good as a key
 METRICS = "/metrics"
-# What a probe asks has no secrets; what the page says is how to call, not with what.
-OPEN = ("/v2/health/",)
+HEALTH = "/v2/health/"  # what a probe asks has no secrets
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(NamedTuple):
     """Who a request comes from: an address; "http" or "https" where that is known; whose streams it may have.
 
     `owner` and `name` are those of its key, and "" where no key was asked for.
@@ -103,8 +101,8 @@ class Admission:
         return keys.check_token(self.store.owner(stream[1]), stream[1], token)
 
     def _is_open(self, request: Request) -> bool:
-        """Whether anybody may ask this."""
-        if request.path.startswith(OPEN) or origins.is_preflight(request, self.settings.cors):
+        """Whether anybody may ask this: the page at `/` says how to call, not with what."""
+        if request.path.startswith(HEALTH) or origins.is_preflight(request, self.settings.cors):
             return True
         return request.method in ("GET", "HEAD") and (
             request.path == "/" or (request.path == METRICS and self.settings.open_metrics)

@@ -1,31 +1,44 @@
-"""What C's malloc keeps of freed memory, and giving it back to the system.
+"""What C's malloc keeps of freed memory: little enough that what is bounded here is bounded for the process, too.
 
-glibc has up to eight arenas a core, and each keeps what was freed in it: once a block of many megabytes was freed,
-twice its size. The threads that read large bodies would each leave that much behind, and no sum would hold.
+glibc has up to eight arenas a core, which threads share out among themselves, and each keeps what was freed at its end:
+up to twice the largest block that ever was. The threads that read large bodies would each leave that much behind.
+Elsewhere (musl, macOS, Windows) nothing is done.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Mapping
+from typing import Any
+
+# As many as are of use where one interpreter lock is: threads of a library's that allocate at once have theirs.
+ARENAS = 4
+M_ARENA_MAX = -8  # glibc's malloc.h
+OWNERS_CHOICE = ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
 
 
 @functools.lru_cache(maxsize=1)
-def _malloc_trim() -> Callable[[int], object] | None:
-    """Return glibc's malloc_trim(3); None where there is none. Loaded at first use: ctypes takes a megabyte."""
+def _library() -> Any:
+    """Return the C library if it is glibc, else None."""
     try:
         import ctypes
 
-        found = ctypes.CDLL(None).malloc_trim
-    except (ImportError, OSError, TypeError, AttributeError):  # musl, macOS, Windows
+        found = ctypes.CDLL(None)
+        found.malloc_trim.argtypes = [ctypes.c_size_t]
+        return found if hasattr(found, "gnu_get_libc_version") else None
+    except (ImportError, OSError, TypeError, AttributeError):
         return None
-    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    made: Callable[[int], object] = found
-    return made
+
+
+def bound_arenas(environment: Mapping[str, str] = os.environ) -> bool:
+    """Bound the arenas, unless the environment does; before there are threads. Return whether that was done."""
+    if _library() is None or any(name in environment for name in OWNERS_CHOICE):
+        return False
+    return bool(_library().mallopt(M_ARENA_MAX, ARENAS))
 
 
 def trim() -> None:
     """Give back what is free. Takes milliseconds, in which other threads of Python run. Any thread."""
-    malloc_trim = _malloc_trim()
-    if malloc_trim is not None:
-        malloc_trim(0)
+    if _library() is not None:
+        _library().malloc_trim(0)

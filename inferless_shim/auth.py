@@ -58,7 +58,7 @@ class Keyring:
         self.path = path
         self._told_of_mode = False
         self._keys = self._read()  # by owner
-        # Takes the place of the key of a stream that there is not, so that the answer takes as long.
+        # A token for an unknown stream is checked against this, so that the answer takes as long.
         self._nobody = Key(os.urandom(32).hex())
 
     def reload(self) -> None:

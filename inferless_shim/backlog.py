@@ -53,7 +53,6 @@ class Backlog:
 
         A batch waits for its window from the time that its first job came.
         """
-        self.drop_ended()
         ready = [job for job in self.jobs if job.runnable]
         if not ready:
             return [], None
@@ -73,9 +72,9 @@ class Backlog:
         """Return the streams of the jobs that wait and may run."""
         return [job.stream for job in self.jobs if job.runnable]
 
-    def drop_ended(self) -> None:
-        """Drop the jobs whose stream has ended: their inputs may be large."""
-        for job in self.jobs:
-            if not job.stream.is_open:
-                job.hold.release()
-        self.jobs[:] = [job for job in self.jobs if job.stream.is_open]
+    def drop_ended(self) -> list[Job]:
+        """Drop the jobs whose stream has ended, and return them: their holds are released without the owner's lock."""
+        ended = [job for job in self.jobs if not job.stream.is_open]
+        gone = set(ended)
+        self.jobs[:] = [job for job in self.jobs if job not in gone]
+        return ended

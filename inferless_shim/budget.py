@@ -2,7 +2,8 @@
 
 A request has a Hold on the budget, which grows with what has come of the body, then to what its values weigh while they
 are made (`weights`), and shrinks to what the inputs keep until their job is over. What does not fit now is told 503,
-what never will 413. Whoever has a Hold releases it, whatever ends the request.
+what never will 413; an answer, which is made already, is only counted. Whoever has a Hold releases it, whatever ends
+the request.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from .weights import Weight
 # send large bodies, or slowly, don't keep out everybody else.
 SMALL = 64 * 1024
 LEFT = 4
-
-
+NOTHING = Weight(0, 0)
 # How much large holds may have given back before the allocator is asked for it: then it is worth milliseconds.
 TIDY = 8 * 1024 * 1024
 
@@ -48,7 +48,7 @@ class Budget:
         return self.total - self.total // LEFT
 
     def tidy(self) -> None:
-        """Let the system have what large holds gave back, if that is much. Without any lock, and no job waits for it."""
+        """Let the system have what large holds gave back, if that is much. Takes milliseconds."""
         with self.lock:
             due = self._given_back >= TIDY
             if due:
@@ -73,7 +73,7 @@ class Hold:
     def __init__(self, budget: Budget) -> None:
         self.size = 0
         self._budget = budget
-        self._weight = Weight(0, 0)
+        self._weight = NOTHING
 
     def require(self, size: int) -> None:
         """Raise what `cover` would raise now, and take nothing."""
@@ -95,11 +95,10 @@ class Hold:
         self.cover(self._weight.peak)
 
     def cover_answer(self, size: int) -> None:
-        """Take room for an answer until its client has it, and for the copy that is sent. Raises Unavailable (503).
-
-        It is there already: one that is too large for any hold counts as the largest.
-        """
-        self.cover(min(2 * size, self._budget.largest))
+        """Count an answer of `size` bytes until its client has it, whether there is room or not: it is made already."""
+        with self._budget.lock:
+            self._budget.held += size - self.size
+            self.size = size
 
     def hand_over(self) -> Hold:
         """Return a hold of what the values keep, for whoever has them from now on; the rest stays with this one."""
@@ -111,7 +110,8 @@ class Hold:
 
     def release(self) -> None:
         """Give everything back. More than once does nothing."""
-        self._budget.give_back(self)
+        if self.size:
+            self._budget.give_back(self)
 
     def _check(self, size: int) -> None:
         """Needs the budget's lock."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-from . import sdk
+from . import allocator, sdk
 from .app import Server
 from .config import read_settings
 from .errors import StartupError
@@ -173,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             from .check.report import check  # a server needs none of it
 
             return leave(check(settings))
+        allocator.bound_arenas()
         app = read_app(settings)
         server = Server(settings, app)
         signals.reload_on_hangup(server.service.reload)

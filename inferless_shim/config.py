@@ -216,7 +216,11 @@ class Settings:
     max_body: int = setting(10 * MIB, positive_size, "network", "BYTES", "largest request body")
     # Six bodies of 10 MiB that come at once, or hundreds of 500 KiB that wait.
     body_total: int = setting(
-        256 * MIB, positive_size, "network", "BYTES", "memory for request bodies and for inputs that wait"
+        256 * MIB,
+        positive_size,
+        "network",
+        "BYTES",
+        "memory for bodies and waiting inputs; at least 6 times --max-body",
     )
     read_timeout: float = setting(
         10.0,

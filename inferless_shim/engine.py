@@ -121,7 +121,8 @@ class Engine:
         """Queue a job in the place that was reserved for it. It runs once its stream is followed, or detached."""
         with self.lock:
             self._backlog.add(job)
-            self._work.notify()
+            if job.runnable:  # else `notify` will tell
+                self._work.notify()
 
     def notify(self) -> None:
         """Tell that a waiting job's client has come, or come back: it may run."""
@@ -159,15 +160,20 @@ class Engine:
             return Load(self._backlog.waiting(), len(self._slots), busy - stuck, stuck)
 
     def tick(self) -> None:
-        """Fail what has run longer than `--infer-timeout`, and count slots that do not come back from it."""
+        """Fail what has run longer than `--infer-timeout`, and count slots that do not come back from it.
+
+        What has ended in the backlog goes, with what its inputs hold.
+        """
         now = time.monotonic()
         gone: list[Stream] = []
         with self.lock:
-            self._backlog.drop_ended()
+            ended = self._backlog.drop_ended()
             runs = [slot.run for slot in self._slots if slot.run is not None]
             if self.state is State.UNLOADING:
                 gone = [job.stream for job in self._backlog.jobs if job.stream.followed and not job.runnable]
                 self._work.notify_all()  # jobs may have ended in the backlog
+        for job in ended:
+            job.hold.release()
         for stream in gone:  # an app that goes waits for no client that went
             stream.fail("shutting_down", ENDED_BY_UNLOAD, if_unfollowed_since=now)
         for run in runs:

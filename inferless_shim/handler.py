@@ -8,12 +8,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum, auto
 from functools import partial
+from typing import NamedTuple
 
 from . import http1, origins, sse
-from .access import LEFT, OTHER, STALLED, Access
+from .access import OTHER, Access, End, without_ids
 from .admission import Client
-from .budget import Hold
+from .budget import SMALL, Hold
 from .connection import ClientGone, Connection, Stalled
 from .errors import RequestTimeout, ShimError, Unavailable
 from .follow import Follower, Link
@@ -28,15 +32,33 @@ from .outcomes import (
     answer,
     error_reply,
     stream_fields,
+    usable_id,
 )
 from .reader import Reader
-from .routes import REPOSITORY, Routes, usable_id, wants_events
+from .routes import Routes, wants_events
 from .service import Service
 from .stream import Stream
 from .subscriber import Progress, Subscriber
 from .tracing import read_traceparent
 
 log = logging.getLogger(__name__)
+
+
+class After(Enum):
+    """What comes after a request."""
+
+    NEXT = auto()  # another one may
+    CLOSE = auto()  # it has its answer, to its end: nothing else
+    BREAK = auto()  # its answer is not whole, or there was no request
+
+
+class Turn(NamedTuple):
+    """A request while it is served, and what is given back after it."""
+
+    request: Request
+    access: Access
+    hold: Hold
+    ends: ExitStack
 
 
 class Handler:
@@ -49,16 +71,14 @@ class Handler:
         self.routes = routes
         self.reader = Reader(connection, service.settings, lambda: service.draining)
         self._link: Link | None = None
-        self._guest: str | None = None  # for whom a trusted proxy speaks
-        self._answered = False  # whether the last request has its answer, to its end
 
     def serve(self) -> None:
         """Serve requests until the connection is done."""
         try:
             self.reader.start()
-            while self._serve_one():
-                self._answered = False
-            if self._answered:  # what has come behind the last request would reset its answer (RFC 9112 §9.6)
+            while (after := self._serve_one()) is After.NEXT:
+                pass
+            if after is After.CLOSE:  # what has come behind the last request would reset its answer (RFC 9112 §9.6)
                 self.reader.waiting = True  # a drain need not wait for this
                 self.connection.close_gently()
         except (ClientGone, OSError) as error:
@@ -72,90 +92,87 @@ class Handler:
 
     # ---- One request
 
-    def _serve_one(self) -> bool:
-        """Read a request and answer it; return whether another may follow."""
-        request: Request | None = None
-        refused: ShimError | None = None
+    def _serve_one(self) -> After:
+        """Read a request and answer it."""
         try:
             request = self.reader.read_head()
-            if request is None:
-                return False
         except ShimError as error:
-            refused = error
-        access = self._access = self._note(request)
-        self.service.traffic.begin(access)
-        try:
-            if request is None:
-                assert refused is not None
-                return self._refuse(None, access.request_id, refused)
-            return self._answer(request, access.request_id)
-        except (ClientGone, OSError) as gone:
-            access.end = STALLED if isinstance(gone, Stalled) else LEFT
-            raise
-        finally:
-            self.service.traffic.end(access)
-            del self._access  # or an idle connection would keep a stream that is forgotten
+            with self._noted(None) as access:
+                return self._refuse(None, access, error)
+        if request is None:
+            return After.BREAK
+        with self._noted(request) as access:
+            return self._answer(request, access)
 
-    def _note(self, request: Request | None) -> Access:
-        """Begin what the log will say of a request, or of a head that was none."""
+    @contextmanager
+    def _noted(self, request: Request | None) -> Iterator[Access]:
+        """Count and log a request, or a head that was none, when its answer is over."""
         request_id = usable_id(request.field("x-request-id")) if request is not None else None
         access = Access(self.connection.address, request_id or os.urandom(8).hex(), request)
         if request is not None:
             access.route = self.routes.template(request.path) or OTHER
             access.trace = read_traceparent(request.field("traceparent"))
-        return access
-
-    def _answer(self, request: Request, request_id: str) -> bool:
-        hold = self._hold = self.service.budget.hold()
+        self.service.traffic.begin(access)
         try:
+            yield access
+        except (ClientGone, OSError) as gone:
+            access.end = End.STALLED if isinstance(gone, Stalled) else End.LEFT
+            raise
+        finally:
+            self.service.traffic.end(access)
+
+    def _answer(self, request: Request, access: Access) -> After:
+        hold = self.service.budget.hold()
+        with ExitStack() as ends:
+            ends.callback(hold.release)
+            turn = Turn(request, access, hold, ends)
             try:
-                outcome = self._dispatch(request, request_id, hold)
+                outcome = self._dispatch(turn)
                 hold.release()  # what its job needs, that has
                 self.service.budget.tidy()
-                return self._carry_out(request, request_id, outcome)
+                return self._carry_out(turn, outcome)
             except ShimError as error:
                 refused = error
             # What it was raised from knows the body, which is to be gone before the client is told to try again.
             refused.__traceback__ = refused.__context__ = None
             hold.release()
             self.service.budget.tidy()
-            return self._refuse(request, request_id, refused)
-        finally:
-            hold.release()
-            if self._guest is not None:
-                self.service.clients.leave(self._guest)
-                self._guest = None
+            return self._refuse(request, access, refused)
 
-    def _dispatch(self, request: Request, request_id: str, hold: Hold) -> Outcome:
+    def _dispatch(self, turn: Turn) -> Outcome:
         """Decide what a request gets: by its head, then by its body. Raises ShimError."""
-        client = self._admit(request)
-        endpoint, params = self.routes.find(request)
-        if request.method == "POST" and not request.path.startswith(REPOSITORY):
-            http1.require_body(request, self.settings.max_body)
-        body = self.reader.read_body(request, hold)
+        request, access = turn.request, turn.access
+        client = self._admit(turn)
+        found = self.routes.find(request)
+        most = self.settings.max_body
+        if found.needs_body:
+            http1.require_body(request, most)
+        else:  # little or nothing is made of it, and some who send it need no key
+            most = min(SMALL, most)
+        body = self.reader.read_body(request, turn.hold, most)
         self._open_link()
-        exchange = Exchange(request, body, request_id, params, hold, client, self._access.trace)
+        exchange = Exchange(request, body, access.request_id, found.params, turn.hold, client, access.trace)
         try:
-            return endpoint(exchange)
+            return found.endpoint(exchange)
         except ShimError:
             raise
         except Exception:
-            log.exception("%s %s failed (request %s)", request.method, request.path, request_id)
+            log.exception("%s %s failed (request %s)", request.method, without_ids(request.path), access.request_id)
             raise ShimError("The server failed at this request; its log says why.") from None
         finally:
-            self._access.resumes, self._access.body_id = exchange.resumes, exchange.body_id
+            access.resumes, access.body_id = exchange.resumes, exchange.body_id
 
-    def _admit(self, request: Request) -> Client:
+    def _admit(self, turn: Turn) -> Client:
         """Return who asks, and note it for the log. Raises Forbidden or Unauthorized."""
         admission = self.service.admission
-        address, scheme = admission.seen(request, self.connection.address, secure=self.connection.secure)
-        self._access.address = address
-        self._enter(address)
-        client = admission.admit(request, address, scheme)
-        self._access.key = client.name
+        address, scheme = admission.seen(turn.request, self.connection.address, secure=self.connection.secure)
+        turn.access.address = address
+        self._enter(address, turn.ends)
+        client = admission.admit(turn.request, address, scheme)
+        turn.access.key = client.name
         return client
 
-    def _enter(self, address: str) -> None:
+    def _enter(self, address: str, ends: ExitStack) -> None:
         """Count a client that a proxy speaks for, as long as its request is served. Raises Unavailable (503)."""
         if address == self.connection.address:  # its connection is counted
             return
@@ -163,7 +180,7 @@ class Handler:
             raise Unavailable(
                 "There are too many requests from this address; try again shortly (--max-connections-per-client)."
             )
-        self._guest = address
+        ends.callback(self.service.clients.leave, address)
 
     def _open_link(self) -> None:
         """Make what a follower waits with, before anything is started that it is for. Raises Unavailable (503)."""
@@ -175,38 +192,34 @@ class Handler:
 
     # ---- Answering
 
-    def _carry_out(self, request: Request, request_id: str, outcome: Outcome) -> bool:
-        """Answer; return whether the connection can serve another request. Raises the ShimError of a failed answer."""
+    def _carry_out(self, turn: Turn, outcome: Outcome) -> After:
+        """Answer. Raises the ShimError of a failed answer."""
         if isinstance(outcome, Follow):
-            return self._follow(request, request_id, outcome)
+            return self._follow(turn, outcome)
         if isinstance(outcome, Await):
-            outcome = self._await(outcome)
-            self._hold.cover_answer(len(outcome.body))
-        keep = self._keeps(request)
-        self._reply(request, request_id, outcome, keep)
-        return keep
+            outcome = self._await(turn.access, outcome)
+            turn.hold.cover_answer(len(outcome.body))
+        return self._reply(turn.request, turn.access, outcome, keep=self._keeps(turn.request))
 
-    def _refuse(self, request: Request | None, request_id: str, error: ShimError) -> bool:
-        """Answer with an error; return whether the connection is still good, which takes a body read to its end."""
-        self._access.error = error.logged
+    def _refuse(self, request: Request | None, access: Access, error: ShimError) -> After:
+        """Answer with an error; another request may follow only a body that was read to its end."""
+        access.error = error.logged
         if isinstance(error, RequestTimeout):
             self.service.traffic.late(request)
         if isinstance(error, Unavailable) and request is not None and wants_events(request):
             # Any status but 200 is final to an EventSource: "not now" is the wish that it come back.
             retry = sse.retry(self.settings.retry)
-            self._reply(request, request_id, Reply(200, retry, EVENT_STREAM), keep=False)
-            return False
+            return self._reply(request, access, Reply(200, retry, EVENT_STREAM), keep=False)
         keep = self.reader.body_read and request is not None and self._keeps(request)
-        self._reply(request, request_id, error_reply(error, request_id), keep)
-        return keep
+        return self._reply(request, access, error_reply(error, access.request_id), keep=keep)
 
     def _keeps(self, request: Request) -> bool:
         """Whether the connection may serve another request after this one."""
         return request.keep_alive and not self.service.draining
 
-    def _reply(self, request: Request | None, request_id: str, reply: Reply, keep: bool) -> None:
+    def _reply(self, request: Request | None, access: Access, reply: Reply, *, keep: bool) -> After:
         head_only = self.reader.head_only if request is None else request.method == "HEAD"
-        fields = [*reply.fields, ("X-Request-Id", request_id), *origins.fields(request, self.settings.cors)]
+        fields = [*reply.fields, ("X-Request-Id", access.request_id), *origins.fields(request, self.settings.cors)]
         if reply.status != 204:
             fields.append(("Content-Type", reply.content_type))
             if reply.body or not head_only:  # HEAD says no length that it does not know (RFC 9110 §8.6)
@@ -214,41 +227,46 @@ class Handler:
         if not keep:
             fields.append(("Connection", "close"))
         head = response_head(reply.status, fields)
-        self._access.status = reply.status
+        access.status = reply.status
         body = b"" if head_only else reply.body
-        self.connection.send_all(head + body)
-        self._access.replied = len(body)
-        self._answered = True
+        if len(body) <= SMALL:
+            self.connection.send_all(head + body)
+        else:  # no copy is made of it
+            self.connection.send_all(head)
+            self.connection.send_all(body)
+        access.replied = len(body)
+        return After.NEXT if keep else After.CLOSE
 
     # ---- Streams
 
-    def _follow(self, request: Request, request_id: str, outcome: Follow) -> bool:
-        """Send the head, follow to the end; return whether the connection is still good."""
-        stream, chunked = outcome.stream, request.version == (1, 1)
+    def _follow(self, turn: Turn, outcome: Follow) -> After:
+        """Send the head, follow to the end."""
+        stream, chunked = outcome.stream, turn.request.version == (1, 1)
         progress = self._attach_and_follow(
+            turn.access,
             stream,
             outcome.number,
-            head=self._stream_head(request, request_id, outcome),
+            head=self._stream_head(turn, outcome),
+            first=self._id_first(outcome, chunked=chunked),
             chunked=chunked,
             heartbeat=self.settings.heartbeat,
             tell_place=outcome.tell_place,
         )
         if progress is None:
-            return self._carry_out(request, request_id, Reply(204, fields=stream_fields(stream)))
+            return self._carry_out(turn, Reply(204, fields=stream_fields(stream)))
         if progress is not Progress.ENDED:
-            return False
+            return After.BREAK
         if chunked:
             self.connection.send_all(http1.LAST_CHUNK)
         self.connection.end_stream(chunked=chunked)
-        self._answered = True
-        return self._keeps(request)
+        return After.NEXT if self._keeps(turn.request) else After.CLOSE
 
-    def _await(self, outcome: Await) -> Reply:
+    def _await(self, access: Access, outcome: Await) -> Reply:
         """Wait for an answer that is not a stream. Raises its ShimError, or ClientGone."""
         stream = outcome.stream
         progress = None
         try:
-            progress = self._attach_and_follow(stream, 0, head=b"", chunked=False, heartbeat=math.inf)
+            progress = self._attach_and_follow(access, stream, 0, head=b"", chunked=False, heartbeat=math.inf)
         finally:
             if not stream.keyed:  # nobody else can ever ask for it
                 stream.fail("cancelled", "The client has gone.", cause="unfollowed")
@@ -259,30 +277,36 @@ class Handler:
 
     def _attach_and_follow(
         self,
+        access: Access,
         stream: Stream,
         number: int,
         *,
         head: bytes,
+        first: bytes = b"",
         chunked: bool,
         heartbeat: float,
         tell_place: bool = False,
     ) -> Progress | None:
         """Attach after event `number`, let the job run, follow to the end; None if nothing follows that event.
 
+        Before its events go `head` and the body's `first` bytes.
         Whatever ends it, the socket is detached before it can be closed.
         """
         assert self._link is not None
         self.connection.attach()
         subscriber = Subscriber(
-            self.connection.send, self._link.waker.wake, head=head, pulled=self.connection.pulled, chunked=chunked
+            self.connection.send,
+            self._link.waker.wake,
+            head=head + first,
+            pulled=self.connection.pulled,
+            chunked=chunked,
         )
         if not stream.attach(subscriber, number):
             return None
-        if head:
-            self._access.status = 200
-        self._access.follows(stream, subscriber)
         try:
+            access.follows(stream, subscriber, head=len(head))
             if head:
+                access.status = 200
                 self.connection.begin_stream(chunked=chunked)
             follower = Follower(
                 stream,
@@ -296,27 +320,31 @@ class Handler:
             follower.advance()  # the head goes out before infer runs
             self.service.engine.notify()
             progress = follower.follow()
-            self._access.followed(progress, stalled=follower.stalled)
+            access.followed(progress, stalled=follower.stalled)
             return progress
         finally:
             stream.detach(subscriber)
 
-    def _stream_head(self, request: Request, request_id: str, outcome: Follow) -> bytes:
+    def _stream_head(self, turn: Turn, outcome: Follow) -> bytes:
+        request = turn.request
         chunked = request.version == (1, 1)
         fields = [
             ("Content-Type", EVENT_STREAM),
             ("Cache-Control", "no-cache, no-transform"),
             ("X-Accel-Buffering", "no"),
             *stream_fields(outcome.stream),
-            ("X-Request-Id", request_id),
+            ("X-Request-Id", turn.access.request_id),
             *origins.fields(request, self.settings.cors),
         ]
         if chunked:
             fields.append(("Transfer-Encoding", "chunked"))
         if not self._keeps(request):
             fields.append(("Connection", "close"))
-        head = response_head(200, fields)
+        return response_head(200, fields)
+
+    def _id_first(self, outcome: Follow, *, chunked: bool) -> bytes:
+        """Return what tells the stream's id before there is an event, if that is asked for."""
         if not outcome.id_first:
-            return head
+            return b""
         first = sse.id_only(outcome.stream.id)
-        return head + (http1.chunk(first) if chunked else first)
+        return http1.chunk(first) if chunked else first

@@ -20,6 +20,8 @@ class Hosts:
 
     def __init__(self, bound: str, name: str, listed: Sequence[str]) -> None:
         self.enforced = bool(listed) or is_loopback(bound)
+        # What others reach, probes call by its address; a page is pointed somewhere by a name alone.
+        self._addresses_too = not is_loopback(bound)
         self._names = {*LOCAL, canonical(name if ":" not in name else f"[{name}]")}
         self._names.update(each.lstrip(".") for each in listed)
         self._parents = (".localhost", *(each for each in listed if each.startswith(".")))
@@ -31,7 +33,9 @@ class Hosts:
             raise Forbidden("This server does not go by that name; allow it with --allowed-host NAME.")
 
     def _knows(self, name: str) -> bool:
-        return name in self._names or name.endswith(self._parents) or (name.startswith("127.") and is_loopback(name))
+        if name in self._names or name.endswith(self._parents):
+            return True
+        return is_address(name.strip("[]")) if self._addresses_too else name.startswith("127.") and is_loopback(name)
 
 
 def canonical(host: str) -> str:
@@ -45,11 +49,19 @@ def canonical(host: str) -> str:
     return host.partition(":")[0].lower().removesuffix(".")
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an IP address is of this machine alone; False for a name."""
+def is_address(text: str) -> bool:
+    """Whether this is an IP address, and no name."""
     try:
-        parsed = ipaddress.ip_address(address)
+        ipaddress.ip_address(text)
     except ValueError:
         return False
+    return True
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address is of this machine alone; False for a name."""
+    if not is_address(address):
+        return False
+    parsed = ipaddress.ip_address(address)
     mapped = getattr(parsed, "ipv4_mapped", None)
     return (mapped or parsed).is_loopback

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from . import errors
@@ -27,12 +27,13 @@ MAX_CHUNK_LINE = 4096  # bytes of one line in a chunked body, as in Go; real one
 LAST_CHUNK = b"0\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 END_OF_HEAD = b"\r\n\r\n"
-STRAY = re.compile(rb"\x00|(?<!\r)\n|\r(?=[^\n])")
+# A NUL, an LF without its CR, a CR without its LF; a search is quick that begins with a set of characters.
+STRAY = re.compile(rb"[\x00\n\r](?:(?<=\x00)|(?<=\n)(?<!\r\n)|(?<=\r)(?=[^\n]))")
 # The target is visible ASCII but for "#": a fragment is never sent. Between the parts: one space (RFC 9112 §3).
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-REQUEST_LINE = re.compile(rb"(%b) ([!-\"$-~]+) HTTP/([0-9])\.([0-9])" % TOKEN)
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+REQUEST_LINE = re.compile(rf"({TOKEN}) ([!-\"$-~]+) HTTP/([0-9])\.([0-9])")
 # A name is a token, the colon follows it at once, and a line that starts with a blank is none (RFC 9112 §5).
-FIELD = re.compile(rb"(%b):([\t\x20-\x7e\x80-\xff]*)" % TOKEN)
+FIELD = re.compile(rf"({TOKEN}):([\t\x20-\x7e\x80-\xff]*)")
 # RFC 3986 §3.2.2 also allows sub-delims and escapes in a name; no name in DNS has them, smuggled ones do.
 HOST = re.compile(r"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 # RFC 3986 §3.3 and §3.4; in a query also what browsers leave as it is (WHATWG URL, query percent-encode set).
@@ -41,32 +42,32 @@ TARGET = re.compile(rf"(?:https?://({HOST.pattern})|(?=/))(/{PATH})?(?:\?({QUERY
 # Incomplete, of a control character, or of a slash: a proxy that does not take that for one sees another path.
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})|%[01]|%7[Ff]|%2[Ff]")
 LENGTH = re.compile(r"[0-9]{1,19}")  # 19 digits hold every 63-bit length
-QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
-EXTENSION = rb"[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|%b))?" % (TOKEN, TOKEN, QUOTED)
-CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:%b)*" % EXTENSION)  # RFC 9112 §7.1
+QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+EXTENSION = rf"[ \t]*;[ \t]*{TOKEN}(?:[ \t]*=[ \t]*(?:{TOKEN}|{QUOTED}))?"
+CHUNK_LINE = re.compile(rf"([0-9A-Fa-f]{{1,16}})(?:{EXTENSION})*")  # RFC 9112 §7.1
 # Two of these would be two answers to "who asks, from where, for what", and a proxy may have read the other one.
 SINGLE = ("host", "authorization", "origin", "sec-fetch-site", "last-event-id", "idempotency-key")
 Fields = list[tuple[str, str]]
+Values = dict[str, str]
 Kind = Enum("Kind", "NONE LENGTH CHUNKED")
 BodyState = Enum("BodyState", "SIZE DATA TRAILERS DONE")
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(NamedTuple):
     """How a request's body ends (RFC 9112 §6.3); `length` is in bytes, and 0 unless the kind is LENGTH."""
 
     kind: Kind
     length: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request head that has passed every check here.
 
     `target` is as sent, `path` percent-decoded without control characters, `query` raw and unchecked, without "?";
-    names in `fields` are in lower case. An absolute-form target's authority has replaced Host (RFC 9112 §3.2.2).
+    names of `fields` are in lower case; `values` are theirs by name, where repeated lines are one list (RFC 9110 §5.3).
+    An absolute-form target's authority has replaced Host (RFC 9112 §3.2.2).
     """
 
     method: str
@@ -75,17 +76,17 @@ class Request:
     query: str
     version: tuple[int, int]
     fields: Fields
+    values: Values
     framing: Framing
     expects_continue: bool  # the client holds its body back until it reads CONTINUE (RFC 9110 §10.1.1)
 
     def field(self, name: str) -> str | None:
-        """Return the value of field `name` (lower case); repeated lines are one list (RFC 9110 §5.3)."""
-        values = _values(self.fields, name)
-        return ", ".join(values) if values else None
+        """Return the value of field `name` (lower case)."""
+        return self.values.get(name)
 
     def tokens(self, name: str) -> list[str]:
         """Return the members of the list in field `name` (lower case), in lower case, parameters included."""
-        return [member for member in _members(self.fields, name) if member]
+        return [member for member in _members(self.values, name) if member]
 
     @property
     def keep_alive(self) -> bool:
@@ -119,17 +120,17 @@ def _check_first_line(buffer: bytearray, searched: int) -> None:
     start = 2 if buffer.startswith(b"\r\n") else 0
     end = buffer.find(b"\r\n", max(start, searched - 1), MAX_REQUEST_LINE)
     if end > start and buffer.find(b"\r\n", start, end) < 0:
-        _parse_request_line(bytes(buffer[start:end]))
+        _parse_request_line(buffer[start:end].decode("latin-1"))
 
 
-def _parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
+def _parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
     match = REQUEST_LINE.fullmatch(line)
     if not match:
         raise errors.BadRequest("The request line is malformed; send METHOD target HTTP/1.1, the target URL-encoded.")
     version = (int(match[3]), int(match[4]))
     if version not in ((1, 0), (1, 1)):
         raise errors.VersionNotSupported("This version of HTTP is not spoken here; use HTTP/1.1.")
-    return match[1].decode("ascii"), match[2].decode("ascii"), version
+    return match[1], match[2], version
 
 
 def asks_for_head(unread: bytearray) -> bool:
@@ -139,7 +140,7 @@ def asks_for_head(unread: bytearray) -> bool:
 
 def parse_head(head: bytes) -> Request:
     """Read the bytes that `find_head` has measured. Raises a ShimError: 400, 414, 415, 417, 431, 501 or 505."""
-    lines = head.removeprefix(b"\r\n").removesuffix(END_OF_HEAD).split(b"\r\n")
+    lines = head.decode("latin-1").removeprefix("\r\n").removesuffix("\r\n\r\n").split("\r\n")
     method, target, version = _parse_request_line(lines[0])
     if len(target) > MAX_TARGET:
         raise errors.UriTooLong(f"The request target is over {MAX_TARGET} bytes; send inputs by POST.")
@@ -147,13 +148,15 @@ def parse_head(head: bytes) -> Request:
     if len(lines) - 1 > MAX_FIELDS:
         raise errors.HeaderFieldsTooLarge(f"The request has over {MAX_FIELDS} header fields; send fewer.")
     fields = [_parse_field(line) for line in lines[1:]]
-    _check_fields(fields, version)
+    values = _by_name(fields)
+    _check_values(values, version)
     if authority:
         fields = [("host", authority), *(field for field in fields if field[0] != "host")]
-    framing = _framing(fields, version)
+        values["host"] = authority
+    framing = _framing(values, version)
     body_comes = framing.kind is Kind.CHUNKED or framing.length > 0
-    expects_continue = body_comes and version == (1, 1) and "100-continue" in _members(fields, "expect")
-    return Request(method, target, path, query, version, fields, framing, expects_continue)
+    expects_continue = body_comes and version == (1, 1) and "100-continue" in _members(values, "expect")
+    return Request(method, target, path, query, version, fields, values, framing, expects_continue)
 
 
 def _split_target(method: str, target: str) -> tuple[str, str, str]:
@@ -168,36 +171,42 @@ def _split_target(method: str, target: str) -> tuple[str, str, str]:
             "The request target is no path as in a URL; start it with a slash, and percent-encode it."
         )
     authority, raw, query = match.groups(default="")
-    path = unquote_to_bytes(raw or "/").decode("utf-8", "replace")
+    path = unquote_to_bytes(raw).decode("utf-8", "replace") if "%" in raw else raw or "/"
     if BAD_ESCAPE.search(raw) or "\ufffd" in path:  # stands for what is no UTF-8
         raise errors.BadRequest("The path has an escape of no text or of a slash; send UTF-8 escapes, % itself as %25.")
     return authority, path, query
 
 
-def _parse_field(line: bytes) -> tuple[str, str]:
+def _parse_field(line: str) -> tuple[str, str]:
     match = FIELD.fullmatch(line)
     if not match:
         raise errors.BadRequest("A header field is malformed or folded; send name: value on one line.")
-    return match[1].decode("ascii").lower(), match[2].strip(b" \t").decode("latin-1")
+    return match[1].lower(), match[2].strip(" \t")
 
 
-def _check_fields(fields: Fields, version: tuple[int, int]) -> None:
-    for name in SINGLE:
-        if len(_values(fields, name)) > 1:
+def _by_name(fields: Fields) -> Values:
+    values: Values = {}
+    for name, value in fields:
+        if name in values and name in SINGLE:
             raise errors.BadRequest(f"The field {name} comes more than once; send it once.")
-    hosts = _values(fields, "host") or ([""] if version == (1, 1) else [])
-    if hosts and not HOST.fullmatch(hosts[0]):  # RFC 9112 §3.2
+        values[name] = f"{values[name]}, {value}" if name in values else value
+    return values
+
+
+def _check_values(values: Values, version: tuple[int, int]) -> None:
+    host = values.get("host", "" if version == (1, 1) else None)
+    if host is not None and not HOST.fullmatch(host):  # RFC 9112 §3.2
         raise errors.BadRequest("The Host field is missing or malformed; send it as host or host:port.")
-    if set(_members(fields, "content-encoding")) - {"identity", ""}:
+    if set(_members(values, "content-encoding")) - {"identity", ""}:
         accepted = [("Accept-Encoding", "identity")]  # RFC 9110 §15.5.16
         raise errors.UnsupportedMediaType("The body is compressed; send it uncompressed.", headers=accepted)
-    if version == (1, 1) and set(_members(fields, "expect")) - {"100-continue", ""}:
+    if version == (1, 1) and set(_members(values, "expect")) - {"100-continue", ""}:
         raise errors.ExpectationFailed("Only Expect: 100-continue is known here; send no other expectation.")
 
 
-def _framing(fields: Fields, version: tuple[int, int]) -> Framing:
+def _framing(values: Values, version: tuple[int, int]) -> Framing:
     """Decide how the body ends; two ways to tell are one too many (RFC 9112 §6.3)."""
-    lengths, codings = _members(fields, "content-length"), _members(fields, "transfer-encoding")
+    lengths, codings = _members(values, "content-length"), _members(values, "transfer-encoding")
     if codings and (lengths or version == (1, 0)):  # RFC 9112 §6.1: on 1.0 its framing is faulty
         raise errors.BadRequest("Transfer-Encoding is for HTTP/1.1 without Content-Length; send one of the two.")
     if codings == ["chunked"]:
@@ -214,13 +223,10 @@ def _framing(fields: Fields, version: tuple[int, int]) -> Framing:
     return Framing(Kind.LENGTH, int(lengths[0]))
 
 
-def _values(fields: Fields, name: str) -> list[str]:
-    return [value for known, value in fields if known == name]
-
-
-def _members(fields: Fields, name: str) -> list[str]:
+def _members(values: Values, name: str) -> list[str]:
     """Return what stands between commas, empty members too; no list read here has commas in quoted strings."""
-    return [member.strip(" \t").lower() for value in _values(fields, name) for member in value.split(",")]
+    value = values.get(name)
+    return [member.strip(" \t").lower() for member in value.split(",")] if value is not None else []
 
 
 def require_body(request: Request, max_body: int) -> None:
@@ -277,7 +283,7 @@ class BodyDecoder:
         if self._missing == 0:
             self._state = BodyState.SIZE if self._chunked else BodyState.DONE
 
-    def _take_line(self, buffer: bytearray) -> bytes | None:
+    def _take_line(self, buffer: bytearray) -> str | None:
         """Take a line, or as much of it as has come: then None."""
         end = buffer.find(b"\n", 0, MAX_CHUNK_LINE) + 1
         self._line += buffer[: end or MAX_CHUNK_LINE]
@@ -286,10 +292,10 @@ class BodyDecoder:
             raise errors.BadRequest("A line of the chunked body is too long or has no CRLF; check the chunk sizes.")
         if not end:
             return None
-        line, self._line = bytes(self._line[:-2]), bytearray()
+        line, self._line = self._line[:-2].decode("latin-1"), bytearray()
         return line
 
-    def _start_chunk(self, line: bytes) -> None:
+    def _start_chunk(self, line: str) -> None:
         match = CHUNK_LINE.fullmatch(line)
         if not match:
             raise errors.BadRequest("A chunk has no hexadecimal size; send its size in bytes, then CRLF.")
@@ -299,7 +305,7 @@ class BodyDecoder:
         self._spare -= len(line) - len(match[1])
         self._state = BodyState.DATA if size else BodyState.TRAILERS
 
-    def _drop_trailer(self, line: bytes) -> None:
+    def _drop_trailer(self, line: str) -> None:
         """Check a trailer field and forget it: none may be merged into the head (RFC 9110 §6.5.1)."""
         if line:
             _parse_field(line)
@@ -318,15 +324,20 @@ def imf_fixdate(seconds: int) -> str:
     )
 
 
+@lru_cache
+def status_line(status: int) -> str:
+    return f"HTTP/1.1 {status:d} {HTTPStatus(status).phrase}"
+
+
 def response_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """Return status line, Date and `fields`. Raises ValueError if a field is no Latin-1 or would split the head."""
-    lines = [f"HTTP/1.1 {status:d} {HTTPStatus(status).phrase}".encode("ascii")]
-    for name, value in (("Date", imf_fixdate(int(time.time()))), *fields):
-        line = f"{name}: {value}".encode("latin-1")
+    lines = [status_line(status), f"Date: {imf_fixdate(int(time.time()))}"]
+    for name, value in fields:
+        line = f"{name}: {value}"
         if ":" in name or not FIELD.fullmatch(line):
             raise ValueError(f"a response field must be one line, name and value: {name!r}")
         lines.append(line)
-    return b"\r\n".join(lines) + END_OF_HEAD
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1")
 
 
 def chunk(payload: bytes) -> bytes:

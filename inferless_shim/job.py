@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from . import outputs, typed
-from .budget import Budget, Hold
+from .budget import Hold
 from .outputs import NO_ANSWER, Answer
 from .stream import Stream
 
@@ -41,7 +40,7 @@ class Job:
     sent: list[Any] = field(default_factory=list)
     broken: str | None = None
     alone: bool = False
-    hold: Hold = field(default_factory=Budget(sys.maxsize).hold)
+    hold: Hold = field(kw_only=True)
 
     @property
     def runnable(self) -> bool:

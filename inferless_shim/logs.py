@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -19,9 +18,11 @@ from typing import Any
 # Characters kept of each; of a longer one, its beginning and its end.
 MAX_MESSAGE, MAX_EXCEPTION, MAX_FIELD = 8192, 16384, 1024
 INDENT = "\n    "
+OURS = f"{__package__}."  # what our loggers' names begin with
 # Control characters but tab and line feed, line and paragraph separators, what turns the direction of text, surrogates.
 UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SURROGATES = re.compile("[\ud800-\udfff]")
+ENCODER = json.JSONEncoder(separators=(",", ":"))
 # A field's value that can stand in a text line as it is.
 PLAIN = re.compile(r"[^\s\"=\\]+")
 
@@ -33,7 +34,9 @@ class TextFormatter(logging.Formatter):
         fields = fields_of(record)
         message = with_fields(str(record.msg), fields) if fields else message_of(record)
         parts = [shortened(message, MAX_MESSAGE), exception_of(record)]
-        text = safe("\n".join(filter(None, parts))).replace("\n", INDENT)
+        text = "\n".join(filter(None, parts))
+        if not text.isprintable():  # nothing to escape is, nor are line feeds
+            text = safe(text).replace("\n", INDENT)
         return f"{clock(int(record.created))} {record.levelname} {text}"
 
 
@@ -51,8 +54,10 @@ class JsonFormatter(logging.Formatter):
         exception = exception_of(record)
         if exception:
             line["exception"] = exception
-        # A reader may refuse half of a surrogate pair (RFC 8259 §8.2).
-        return json.dumps({name: whole(value) for name, value in line.items()}, separators=(",", ":"))
+        text = ENCODER.encode(line)
+        if "\\ud" in text:  # a reader may refuse half of a surrogate pair (RFC 8259 §8.2)
+            text = ENCODER.encode({name: whole(value) for name, value in line.items()})
+        return text
 
 
 FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
@@ -60,16 +65,14 @@ FORMATTERS = {"text": TextFormatter, "json": JsonFormatter}
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """Return the named fields of a record of ours that have a value."""
-    if not isinstance(record.args, Mapping) or not record.name.startswith(f"{__package__}."):
+    if not isinstance(record.args, dict) or not record.name.startswith(OURS):
         return {}
-    return {str(name): value for name, value in record.args.items() if value is not None}
+    return {name: value for name, value in record.args.items() if value is not None}
 
 
 def with_fields(message: str, fields: Mapping[str, Any]) -> str:
     """Put fields where the message names them, and the others after it."""
-    words = {name: word(value) for name, value in fields.items()}
-    rest = [f" {name}={value}" for name, value in words.items() if name not in named(message)]
-    return message % defaultdict(lambda: "-", words) + "".join(rest)
+    return layout(message, tuple(fields)) % {name: word(value) for name, value in fields.items()}
 
 
 def message_of(record: logging.LogRecord) -> str:
@@ -89,9 +92,14 @@ def exception_of(record: logging.LogRecord) -> str:
 
 
 @lru_cache
-def named(message: str) -> frozenset[str]:
-    """Return which fields a message names; messages are ours, and few."""
-    return frozenset(re.findall(r"%\(([a-z_]+)\)", message))
+def layout(message: str, names: tuple[str, ...]) -> str:
+    """Return a message with a dash where it names a field that is not among `names`, and the others of them behind it.
+
+    Messages and names are ours, and few.
+    """
+    inside = re.findall(r"%\(([a-z_]+)\)", message)
+    text = re.sub(r"%\(([a-z_]+)\)s", lambda match: match[0] if match[1] in names else "-", message)
+    return text + "".join(f" {name}=%({name})s" for name in names if name not in inside)
 
 
 @lru_cache(maxsize=1)
@@ -110,8 +118,9 @@ def word(value: Any) -> str:
     """Write a field's value for a text line, so that none can pass for another field."""
     if not isinstance(value, str):
         return str(value)
-    text = shortened(value, MAX_FIELD)
-    return text if PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    if len(value) <= MAX_FIELD and PLAIN.fullmatch(value):
+        return value
+    return json.dumps(shortened(value, MAX_FIELD), ensure_ascii=False)
 
 
 def bounded(value: Any) -> Any:

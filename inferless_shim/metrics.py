@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
 
 class Counter:
-    """Counts by the values of its labels. Any thread. Who adds sees to it that there are few different values."""
+    """Counts by the values of its labels. Any thread. The caller keeps the number of different label values small."""
 
     def __init__(self, *labels: str) -> None:
         self.labels = labels

@@ -106,3 +106,8 @@ def error_reply(error: ShimError, request_id: str, **more: str) -> Reply:
     return Reply(
         error.status, outputs.encode({**error.body(), **more, "request_id": request_id}), fields=list(error.headers)
     )
+
+
+def usable_id(text: str | None) -> str | None:
+    """Return a client's request id if it can stand in a header and in a log."""
+    return text if text and len(text) <= 128 and text.isascii() and text.isprintable() else None

@@ -37,9 +37,7 @@ class Call:
 Weigh = Callable[[weights.Weight], None]  # takes the memory that values are about to need; raises if there is none
 
 
-def read_body(
-    body: bytes, schema: Schema, header_length: str | None = None, *, weigh: Weigh = lambda weight: None
-) -> Call:
+def read_body(body: bytes, schema: Schema, header_length: str | None, *, weigh: Weigh) -> Call:
     """Read a request in any of the three forms. Raises BadRequest that tells all faults at once.
 
     An app's own input called `inputs` or `parameters` wins over the envelope of that name. `id` is the request's, but

@@ -91,18 +91,20 @@ class Reader:
         """Whether the answer to a head that could not be read has no content."""
         return http1.asks_for_head(self._unread)
 
-    def read_body(self, request: Request, hold: Hold) -> bytes:
+    def read_body(self, request: Request, hold: Hold, most: int) -> bytes:
         """Read the body that follows a head, and ask for it if the client waits for that (RFC 9110 §10.1.1).
 
         `hold` takes room for what has come, not for what is announced: who sends slowly takes it from nobody. Raises a
-        ShimError for a body that is too large, malformed or late, or has no room, ClientGone if it is cut off.
+        ShimError for a body that is over `most` bytes, malformed or late, or has no room, ClientGone if it is cut off.
         """
-        decoder = http1.BodyDecoder(request.framing, self.settings.max_body)
-        hold.require(request.framing.length * READING)
-        if request.expects_continue and not self._unread:
-            self.connection.send_all(http1.CONTINUE)
-        deadline = time.monotonic() + self.settings.read_timeout
+        decoder = http1.BodyDecoder(request.framing, most)
+        has_begun = bool(self._unread)
         decoder.feed(self._unread)
+        if not decoder.done:
+            hold.require(request.framing.length * READING)
+            if request.expects_continue and not has_begun:
+                self.connection.send_all(http1.CONTINUE)
+        deadline = time.monotonic() + self.settings.read_timeout
         hold.cover(len(decoder.body) * READING)
         while not decoder.done:
             try:

@@ -210,6 +210,8 @@ class Scope:
         left = list(fed)
         if not self.is_wanted() or (self.broken is not None and not left):
             left = self.streamers.alive()
+        if not left:
+            return
         with contextlib.suppress(Cancelled), self.feeding():
             for streamer in left:
                 release(streamer)

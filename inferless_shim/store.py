@@ -70,11 +70,10 @@ class Store:
 
     def open(
         self, dialect: Dialect | None, key: IdempotencyKey | None = None, *, owner: str = "", detached: bool = False
-    ) -> tuple[Stream, bool]:
-        """Make a stream, or return the one that `key` made before: (stream, whether it is new).
+    ) -> Stream:
+        """Make a stream; a `key` that was claimed leads to it from now on.
 
-        Raises Unavailable (503) when `--max-streams` streams are all running, UnprocessableContent (422) when the key
-        belongs to another request.
+        Raises Unavailable (503) when `--max-streams` streams are all running.
         """
         stream = Stream(
             dialect,
@@ -85,10 +84,6 @@ class Store:
             detached=detached,
         )
         with self.lock:
-            if key is not None:
-                known = self._find(key)
-                if known is not None:
-                    return known, False
             if len(self._streams) >= self.settings.max_streams:
                 oldest = self._oldest_ended()
                 if oldest is None:
@@ -101,12 +96,7 @@ class Store:
             if key is not None:
                 self._keys[key.place] = (key, stream)
                 self._key_of[stream.id] = key.place
-        return stream, True
-
-    def find(self, key: IdempotencyKey) -> Stream | None:
-        """Return the stream that `key` made, if any. Raises UnprocessableContent (422) if it was another request."""
-        with self.lock:
-            return self._find(key)
+        return stream
 
     def claim(self, key: IdempotencyKey) -> Stream | None:
         """Return the stream that `key` made; if none did, the key is the caller's until it has let go of it.

@@ -28,8 +28,8 @@ READ_SIZE = 64 * 1024
 # One send costs as much as making three events.
 HURRY_EVENTS, HURRY_INTERVAL = 4, 0.002
 BATCH_SIZE, BATCH_TIME = 16 * 1024, 0.001
-# Seconds between two events, for the metrics. What is faster than the first is not looked at one by one: events there
-# are as many as there are, and the gaps between them add up to the time from the first event to the last.
+# Seconds between two events, for the metrics. Gaps under the first are not counted one by one: their number is that of
+# the events less one and less the gaps that were counted; the sum of all is the last event's time less the first's.
 PAUSES = (HURRY_INTERVAL, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 

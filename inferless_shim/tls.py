@@ -57,16 +57,16 @@ class Certificate:
     def curl_flags(self, host: str) -> list[str]:
         """Return what curl needs to believe that this is `host`: this certificate, or nothing that it could check."""
         trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        trusting.load_verify_locations(self.chain)
         trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as curl does: what is in the file is trusted
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        client = trusting.wrap_bio(to_client, to_server, server_hostname=host)
         server = self._context.wrap_bio(to_server, to_client, server_side=True)
         try:
+            trusting.load_verify_locations(self.chain)
+            client = trusting.wrap_bio(to_client, to_server, server_hostname=host)
             for side in (client, server, client):
                 with contextlib.suppress(ssl.SSLWantReadError):
                     side.do_handshake()
-        except (ssl.SSLError, ValueError):
+        except (OSError, ValueError):  # the file may be gone while it is renewed
             return ["--insecure"]
         return ["--cacert", str(self.chain)]
 
@@ -136,7 +136,7 @@ class TlsConnection(Connection):
         self._retry = b""  # what OpenSSL has begun to send: it must be tried again as the very same object
         self._blocked = select.POLLOUT  # what that waits for
         self._ended = False  # whether the client's end came while a stream was followed
-        self._whole = False  # whether an end now would be the end of all that was begun
+        self._whole = False  # whether close_notify may be sent: nothing is half sent
 
     def start(self, deadline: float) -> None:
         """Shake hands. Raises ClientGone, after a line in the log unless the client has just left."""

@@ -13,7 +13,7 @@ FIRST_EVENT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 CAUSES = {
     "deleted": "deleted",
     "unfollowed": "unfollowed",
-    "cancelled": "unfollowed",
+    "bad_request": "client",
     "timeout": "timeout",
     "shutting_down": "shutdown",
 }
@@ -37,9 +37,9 @@ class Totals:
         self.streams += 1
         self.events += tally.events
         self.logged += tally.logged
-        if tally.first is not None:
+        if tally.first is not None:  # else there is no pause either
             self.firsts.observe(tally.first)
-        self.pauses.add(tally.pauses, round(tally.paced * BILLION))
+            self.pauses.add(tally.pauses, round(tally.paced * BILLION))
         self.states[tally.state] += 1
         if tally.cause:
             self.cancelled[CAUSES.get(tally.cause, "app")] += 1

@@ -40,7 +40,7 @@ def page(service: Service, base: str) -> str:
     """Say what runs here and how to call it."""
     app, name = service.app, quote(service.app.name)
     kind = "a stream of Server-Sent Events" if app.streaming else "JSON"
-    return f"""{app.name} is {service.phase.value}. It answers with {kind}.
+    return f"""{app.name} is {service.state}. It answers with {kind}.
 
 {how_to_call(app, base, with_key=service.admission.keys is not None)}
 

@@ -12,7 +12,7 @@ from inferless_shim.engine import Engine
 from inferless_shim.job import Job
 from inferless_shim.outputs import Dialect, Native
 from inferless_shim.stream import Progress, Stream, Subscriber
-from tests.support import PATIENCE, Event, eventually, parse_events
+from tests.support import PATIENCE, Event, eventually, parse_events, unbounded
 
 
 class Request:
@@ -31,7 +31,7 @@ class Request:
         self.engine = engine
         dialect = None if render else dialect or Native()
         self.stream = Stream(dialect, log_cap=2**20, retry=2, detached=detached)
-        self.job = Job(self.stream, {"TEXT": text}, render, request_id=text)
+        self.job = Job(self.stream, {"TEXT": text}, render, request_id=text, hold=unbounded())
         self.subscriber = Subscriber(len, lambda: None)
         engine.reserve()
         engine.submit(self.job)

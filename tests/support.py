@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
-from inferless_shim import app
+from inferless_shim import app, protocol
 from inferless_shim.answers import Outputs
 from inferless_shim.app import Server
+from inferless_shim.budget import Budget, Hold
 from inferless_shim.config import Settings
 from inferless_shim.loader import Flags
 from inferless_shim.schema import Rules, Schema, compile_schema, refusal
@@ -75,6 +76,16 @@ def checked(
     if faults:
         raise refusal(faults)
     return inputs
+
+
+def unbounded() -> Hold:
+    """Return a hold that always finds room."""
+    return Budget(sys.maxsize).hold()
+
+
+def read_body(body: bytes, schema: Schema, header_length: str | None = None) -> protocol.Call:
+    """Read a request's body where there is memory for whatever it holds."""
+    return protocol.read_body(body, schema, header_length, weigh=unbounded().weigh)
 
 
 class FakeApp:
@@ -240,7 +251,10 @@ class ServerProcess:
 
     def wait_until_ready(self, timeout: float = PATIENCE) -> None:
         def said() -> Any:
-            assert self.process.poll() is None, self.log
+            if self.process.poll() is not None:
+                for reader in self._readers:  # it may not have read yet why that ended
+                    reader.join(PATIENCE)
+                raise AssertionError(self.log)
             return re.search(r"is ready on https?://\S+:(\d+)", self.log)
 
         self.port = int(eventually(said, timeout, "the server says it is ready")[1])

@@ -9,8 +9,10 @@ import struct
 import threading
 import unittest
 from typing import Any
+from unittest import mock
 
 from inferless_shim.access import Access, Traffic
+from inferless_shim.stream import Stream
 from tests.support import MS, Client, Puppet, TestCase, ask, eventually, request_bytes, words
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -82,7 +84,7 @@ class Requests(AccessTest):
                     else:
                         body = body.removesuffix(b"0\r\n\r\n")
                 self.assertEqual(fields["bytes"], len(body))
-                self.assertEqual((fields["status"], fields["end"], fields["events"]), (200, "to its end", 4))
+                self.assertEqual((fields["status"], fields["end"], fields["events"]), (200, "to its end", 3))
                 self.assertIn(f"Stream-Id: {fields['stream']}".encode(), head)
                 self.assertEqual(len(fields["stream"]), 8)
 
@@ -111,6 +113,35 @@ class Requests(AccessTest):
                 self.assertEqual((fields["status"], fields["route"]), (status, route))
                 self.assertIn(words_in_it, fields["error"])
                 self.assertNotIn("SECRET", str(fields))
+
+    def test_id_of_a_stream_is_cut(self) -> None:
+        """Without keys who knows a stream's id may follow and cancel it: no line has one, whatever path it is in."""
+        server = self.serve(words)
+        stream = ask(server.port, "POST", "/infer", {"TEXT": "a"}).fields["stream-id"]
+        paths = ("/streams/{}", "/streams/{}/x", "/streams/{}0", "/{}", "/v2/models/{}")
+        for number, path in enumerate((each.format(stream) for each in paths), 2):
+            with self.subTest(path):
+                ask(server.port, "GET", path)
+                fields = self.line(number)
+                self.assertEqual(fields["path"], path.replace(stream, f"{stream[:8]}…"))
+                self.assertNotIn(stream, str(fields))
+        ask(server.port, "DELETE", f"/streams/{stream}")
+        self.assertNotIn(stream, str(self.line(7)))
+
+    def test_id_first_is_body(self) -> None:
+        """What GET /infer is sent in front of its events, for the stream's id alone, is body."""
+        for number, version in enumerate(("1.1", "1.0"), 1):
+            with self.subTest(version):
+                server = self.serve(words)
+                with Client(server.port) as client:
+                    client.send(request_bytes("GET", "/infer?TEXT=a", version=version))
+                    client.read_until(b"\r\n\r\n")
+                    if version == "1.1":
+                        body = client.read_until(b"\n\n\r\n0\r\n\r\n").removesuffix(b"0\r\n\r\n")
+                    else:
+                        body = b"".join(iter(client.read_some, b""))
+                self.assertEqual(self.line(number)["bytes"], len(body))
+                self.assertEqual(server.service.traffic.read()[1], len(body))
 
     def test_no_request(self) -> None:
         """What is no request has a line, too."""
@@ -205,6 +236,21 @@ class Ends(AccessTest):
         client.read_until(b"0\r\n\r\n")
         fields = self.line()
         self.assertEqual((fields["end"], fields["cause"]), ("shut down", "shutting_down"))
+
+    def test_follower_that_fails(self) -> None:
+        """Whatever goes wrong once a client is attached, its stream lets go of it before the connection is closed."""
+        server = self.serve(self.puppet.infer)
+        self.addCleanup(self.puppet.end)
+        with (
+            mock.patch("inferless_shim.access.Access.follows", side_effect=RuntimeError("no")),
+            mock.patch("inferless_shim.stream.Stream.detach", autospec=True, side_effect=Stream.detach) as detach,
+            self.assertLogs("inferless_shim.app", "ERROR"),
+            Client(server.port) as client,
+        ):
+            client.send(request_bytes("POST", "/infer", {"TEXT": "a"}))
+            self.assertEqual(client.read_some(), b"")
+            self.line()
+        self.assertEqual(detach.call_count, 1)
 
     def test_cause(self) -> None:
         """A stream that failed was followed to its end, and the cause is told."""

@@ -25,9 +25,9 @@ ORDER = [
     "repository", "answers", "http1", "eventlog", "subscriber", "stream", "access", "totals", "store", "clients",
     "hosts", "proxies", "origins", "auth", "admission", "job", "backlog", "calls", "sdk", "loops", "signatures",
     "parts", "check.syntax", "check.source", "check.guesses", "loader", "streamers", "scope", "guards", "isolation",
-    "seeds", "views", "run", "engine", "service", "scrape", "usage", "outcomes", "routes", "pace", "connection",
-    "refusals", "tls", "reader", "follow", "handler", "app", "check.sharing", "check.sending", "check.unbound",
-    "check.doubts", "check.partial", "check.report", "cli",
+    "seeds", "views", "run", "engine", "service", "scrape", "usage", "outcomes", "starts", "routes", "pace",
+    "connection", "refusals", "tls", "reader", "follow", "handler", "app", "check.sharing", "check.sending",
+    "check.unbound", "check.doubts", "check.partial", "check.report", "cli",
 ]
 NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server", "asyncio.streams"}
 # Who alone may use what.

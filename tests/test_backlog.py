@@ -10,7 +10,7 @@ from inferless_shim.backlog import Backlog
 from inferless_shim.job import Job
 from inferless_shim.outputs import Native
 from inferless_shim.stream import Stream, Subscriber
-from tests.support import TestCase
+from tests.support import TestCase, unbounded
 
 NOW = 1000.0
 
@@ -27,7 +27,7 @@ class BacklogTest(TestCase):
     def add(self, backlog: Backlog, name: str = "", *, age: float = 0.0, followed: bool = True, **kwargs: Any) -> Job:
         stream = Stream(Native(), log_cap=1000, retry=2, **kwargs)
         stream.created = NOW - age
-        job = Job(stream, {}, request_id=name)
+        job = Job(stream, {}, request_id=name, hold=unbounded())
         self.assertTrue(backlog.reserve(1))
         backlog.add(job)
         if followed:
@@ -88,14 +88,14 @@ class TestTake(BacklogTest):
         self.add(backlog, "a")
         self.assertEqual(self.taken(backlog, math.inf), ["a"])
 
-    def test_take_skips_jobs_that_nobody_follows_and_drops_those_that_ended(self):
-        """A batch is of those that somebody waits for; a job that was cancelled is not kept."""
+    def test_take_skips_jobs_that_nobody_follows_and_those_that_ended(self):
+        """A batch is of those that somebody waits for; the others stay, those that ended until they are dropped."""
         backlog = self.backlog(batch=3)
         jobs = {name: self.add(backlog, name) for name in "abcde"}
         self.leave(jobs["b"])
         jobs["c"].stream.fail("cancelled", "")
         self.assertEqual(self.taken(backlog), ["a", "d", "e"])
-        self.assertEqual(backlog.jobs, [jobs["b"]])
+        self.assertEqual(backlog.jobs, [jobs["b"], jobs["c"]])
 
     def test_detached_job_needs_no_client(self):
         """A job of `Prefer: respond-async` runs before anybody follows; another waits for its client."""
@@ -168,11 +168,12 @@ class TestPlaces(BacklogTest):
         self.assertEqual(backlog.streams(), [jobs[0].stream, jobs[2].stream])
 
     def test_drop_ended_keeps_who_may_come_back(self):
+        """What has ended is dropped and returned, once; who left keeps the place."""
         backlog = self.backlog()
         left, ended, waiting = (self.add(backlog) for _ in range(3))
         self.leave(left)
         ended.stream.fail("cancelled", "")
-        backlog.drop_ended()
+        self.assertEqual((backlog.drop_ended(), backlog.drop_ended()), ([ended], []))
         self.assertEqual(backlog.jobs, [left, waiting])
 
 

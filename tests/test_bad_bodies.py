@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from inferless_shim import protocol
 from inferless_shim.errors import BadRequest
 from inferless_shim.schema import Rules, compile_schema
 from tests.bad_bodies import (
@@ -25,7 +24,7 @@ from tests.bad_bodies import (
     doubtful_tensor,
     text_of,
 )
-from tests.support import Client, Response, SharedServer, request_bytes
+from tests.support import Client, Response, SharedServer, read_body, request_bytes
 
 GOOD = b'{"TEXT": "hello"}'
 MAX_BODY = 1_000_000  # the largest of BAD_BODIES fits
@@ -280,7 +279,7 @@ class CostTests(unittest.TestCase):
                     before = time.thread_time()
                     try:
                         with self.assertRaises(BadRequest):
-                            protocol.read_body(body, schema, fields.get(HEADER_LENGTH))
+                            read_body(body, schema, fields.get(HEADER_LENGTH))
                         taken, peak = time.thread_time() - before, tracemalloc.get_traced_memory()[1]
                     finally:
                         tracemalloc.stop()

@@ -243,9 +243,11 @@ class EndTests(ConnectionTestCase):
         with mock.patch.object(connection, "LINGER_BYTES", 100_000):
             closer = threading.Thread(target=self.connection.close_gently)
             closer.start()
-            while closer.is_alive():
-                with contextlib.suppress(OSError):
-                    self.theirs.send(bytes(10_000))
+            eventually(lambda: self.send_more() or not closer.is_alive())
+
+    def send_more(self) -> None:
+        with contextlib.suppress(OSError):
+            self.theirs.send(bytes(10_000))
 
 
 class PeerAddressTests(unittest.TestCase):

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import threading
 import time
+import types
 import unittest
 import unittest.mock
 import weakref
@@ -26,6 +27,7 @@ from tests.support import (
     Puppet,
     TestCase,
     eventually,
+    unbounded,
     words,
 )
 
@@ -34,6 +36,26 @@ logging.getLogger("inferless_shim").addHandler(logging.NullHandler())
 
 
 class TestOrder(TestCase):
+    def test_holds_are_released_without_the_engines_lock(self):
+        """A job that ended in the backlog gives back what its inputs held, once, at a tick: no lock under a lock."""
+        gate = Gate()
+        locked: list[bool] = []
+        with running(FakeApp(gate.infer), concurrency=1) as engine:
+            hold = types.SimpleNamespace(release=lambda: locked.append(engine.lock.locked()))
+            runs = Request(engine, "runs")
+            eventually(lambda: gate.entered)
+            for waits in [Request(engine, "waits") for _ in range(3)]:
+                waits.job.hold = hold
+                waits.cancel()
+                if not locked:
+                    engine.tick()
+            held_on = list(locked)  # the other two go when the slot is free
+            gate.open.set()
+            runs.done()
+            eventually(lambda: idle(engine))
+            engine.tick()
+            self.assertEqual((held_on, locked, engine._backlog.jobs), ([False], [False] * 3, []))
+
     def test_infer_at_concurrency_1_runs_one_job_at_a_time_in_order(self):
         """Jobs run one after the other, in the order in which they were submitted, on one thread."""
         at_once, most, order, threads = [], [], [], set()
@@ -481,7 +503,7 @@ class TestTimeout(TestCase):
             first.late()
             eventually(lambda: engine.tick() or engine.stuck)
             stream = Stream(Native(), log_cap=2**20, retry=2)
-            engine.submit(Job(stream, {"TEXT": "late"}))
+            engine.submit(Job(stream, {"TEXT": "late"}, hold=unbounded()))
             eventually(lambda: engine.tick() or not stream.is_open)
             self.assertEqual(stream.failure[0], "shutting_down")
             gate.open.set()

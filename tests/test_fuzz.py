@@ -70,12 +70,12 @@ class Findings(unittest.TestCase):
             ("LENGTH", re.compile(r"\+?[0-9]{1,19}"), head + b"Content-Length: +5\r\n\r\nhello"),
             (
                 "CHUNK_LINE",
-                re.compile(rb"([0-9A-Fa-f]+)[ ;].*"),
+                re.compile(r"([0-9A-Fa-f]+)[ ;].*"),
                 head + corpus.CHUNKED + b"\r\n0 \r\n\r\n",
             ),
-            ("FIELD", re.compile(rb"([!-9;-~]+) ?:([\t -~]*)"), head + b"X : a\r\n\r\n"),
+            ("FIELD", re.compile(r"([!-9;-~]+) ?:([\t -~]*)"), head + b"X : a\r\n\r\n"),
             ("HOST", re.compile(r".*"), b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
-            ("SINGLE", (), head + b"Host: b\r\n\r\n"),
+            ("SINGLE", (), head + b"Origin: http://a\r\nOrigin: http://b\r\n\r\n"),
         ]:
             with self.subTest(name), mock.patch.object(http1, name, lenient):
                 self.assert_found("requests", data)

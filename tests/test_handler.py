@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 from inferless_shim.app import Server
+from inferless_shim.budget import SMALL
 from inferless_shim.follow import Follower, Link, Wait
 from tests.support import (
     MS,
@@ -229,6 +230,24 @@ class ConnectionTests(SharedServer):
             self.assertEqual(response.status, 200)
             self.assertTrue(still_good(client))
 
+    def test_body_of_no_use_is_small(self) -> None:
+        """Where nothing is made of a body, none over 64 KiB is read: who has no key could fill the memory with it."""
+        size = SMALL + 1
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % size
+        for method, path in (
+            ("GET", "/"), ("HEAD", "/v2/health/live"), ("OPTIONS", "/infer"), ("DELETE", "/streams/x"),
+            ("GET", "/infer"), ("POST", "/v2/repository/index"),
+        ):  # fmt: skip
+            for framing in (b"Content-Length: %d\r\n\r\n" % size, chunked):
+                with self.subTest(path, framing=framing), Client(self.port) as client:
+                    client.send(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + framing)
+                    head = client.read_until(b"\r\n\r\n")
+                    self.assertTrue(head.startswith(b"HTTP/1.1 413 "), head)
+                    self.assertIn(b"\r\nConnection: close\r\n", head)
+        with Client(self.port) as client:
+            self.assertEqual(client.request("GET", "/", b"x" * SMALL).read().status, 200)
+            self.assertTrue(still_good(client))
+
     def test_endpoint_that_fails(self) -> None:
         """A mistake of ours is a 500 in JSON that tells nothing, and a traceback in the log; the connection goes on."""
         with (
@@ -241,6 +260,17 @@ class ConnectionTests(SharedServer):
             self.assertNotIn("secret", response.body.decode())
             self.assertTrue(still_good(client))
         self.assertIn("/secret/path", logs.output[0])
+
+    def test_endpoint_that_fails_names_no_stream(self) -> None:
+        """The log has no more of a stream's id than anywhere else: without keys the id is all it takes to follow it."""
+        stream = "0123456789abcdef" * 2
+        with (
+            mock.patch("inferless_shim.store.Store.get", side_effect=RuntimeError("no")),
+            self.assertLogs("inferless_shim.handler", "ERROR") as logs,
+        ):
+            self.assertEqual(ask(self.port, "GET", f"/streams/{stream}").status, 500)
+        self.assertIn("GET /streams/01234567… failed", logs.records[0].getMessage())
+        self.assertNotIn(stream, logs.output[0])
 
 
 class ExhaustionTests(TestCase):

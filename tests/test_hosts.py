@@ -62,6 +62,14 @@ class Check(unittest.TestCase):
             self.assertTrue(refused(listed, "anything.example"))
             self.assertFalse(refused(listed, f"[{bound}]:1" if ":" in bound else f"{bound}:1"))
 
+    def test_probes(self) -> None:
+        """Where others reach it, addresses are taken beside what is listed, as probes call by them; names are not."""
+        listed = Hosts("0.0.0.0", "0.0.0.0", host_names("api.example.org"))
+        answers = [
+            refused(listed, host) for host in ("10.1.2.3:8000", "[fd00::7]:8000", "127.0.0.1", "10.1.2.3.example")
+        ]
+        self.assertEqual(answers, [False, False, False, True])
+
     def test_bound_name(self) -> None:
         """The name in --host is taken, which on loopback may be one of the hosts file."""
         self.assertFalse(refused(Hosts("127.0.1.1", "Workstation", ()), "workstation:8000"))

@@ -11,7 +11,7 @@ from inferless_shim.job import Job, StreamOutputHandler
 from inferless_shim.outputs import Generate, Native, SchemaChanged
 from inferless_shim.stream import Cancelled, State, Stream, Subscriber
 from tests.engines import Request, idle, read_events, running
-from tests.support import FakeApp, TestCase, eventually
+from tests.support import FakeApp, TestCase, eventually, unbounded
 
 MAX_EVENT, LOG_CAP = 1000, 2000
 
@@ -24,7 +24,9 @@ class Sending(TestCase):
 
     def start(self, dialect: Any, render: Any = None) -> None:
         self.stream = Stream(dialect, log_cap=2**20, retry=2)
-        self.job = Job(self.stream, {"TEXT": "Hi"}, render, request_id="r-1", traceparent="00-ab-cd-01")
+        self.job = Job(
+            self.stream, {"TEXT": "Hi"}, render, request_id="r-1", traceparent="00-ab-cd-01", hold=unbounded()
+        )
         self.handler = StreamOutputHandler(self.job, MAX_EVENT, LOG_CAP)
 
     def start_answer(self) -> None:
@@ -316,7 +318,7 @@ class TestLook(Sending):
         self.stream.fail("cancelled", "on request")
         self.assertFalse(self.job.runnable)
         detached = Stream(Native(), log_cap=100, retry=2, detached=True)
-        self.assertTrue(Job(detached, {}).runnable)
+        self.assertTrue(Job(detached, {}, hold=unbounded()).runnable)
 
 
 class TestInInfer(TestCase):

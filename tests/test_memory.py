@@ -108,7 +108,6 @@ class SumTests(TestCase):
         eventually(settled)
         grown, peak = resident(self.server) - before, resident(self.server, "VmHWM") - before
         bound = LOG_TOTAL * 9 // 8 + BODY_TOTAL + (SLOTS + QUEUE) * EACH_STREAM + CONNECTIONS * EACH_CONNECTION + ALWAYS
-        print("grown", grown/MIB, "peak", peak/MIB, "bound", bound/MIB)
         self.assertLessEqual(peak, bound)
         self.assertGreaterEqual(grown, bound // 3)
 

@@ -9,10 +9,10 @@ import unittest
 from collections.abc import Callable
 
 from inferless_shim.errors import BadRequest
-from inferless_shim.protocol import Call, read_body
+from inferless_shim.protocol import Call
 from inferless_shim.schema import MAX_FAULTS, Input, Rules, Schema, compile_schema
 from tests.bad_bodies import BAD_BODIES, SCHEMA, bare, enveloped, tensor, tensors, text_of
-from tests.support import about
+from tests.support import about, read_body
 
 APP = compile_schema(SCHEMA, Rules())
 

@@ -66,12 +66,12 @@ class ReaderTestCase(unittest.TestCase):
         made.start()
         return made
 
-    def read_body(self, made: Reader) -> bytes:
+    def read_body(self, made: Reader, most: int = SETTINGS.max_body) -> bytes:
         request = made.read_head()
         assert request is not None
         hold = Budget(1 << 40).hold()
         self.addCleanup(hold.release)
-        return made.read_body(request, hold)
+        return made.read_body(request, hold, most)
 
 
 class HeadTests(ReaderTestCase):
@@ -214,12 +214,14 @@ class BodyTests(ReaderTestCase):
             self.body(1000, [(1, 10), (2, 0)])
 
     def test_too_large(self) -> None:
-        """More than `max_body` is refused when it is announced, or when that much has come in chunks."""
+        """More than what is asked for is refused when it is announced, or when that much has come in chunks."""
         with self.assertRaises(ContentTooLarge):
             self.body(SETTINGS.max_body + 1, [])
         head = b"POST /infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
         with self.assertRaises(ContentTooLarge):
             self.read_body(self.reader((0, head + b"%x\r\n" % (SETTINGS.max_body + 1))))
+        with self.assertRaises(ContentTooLarge):
+            self.read_body(self.reader((0, head + b"3\r\nabc\r\n3\r\n")), 5)
 
 
 if __name__ == "__main__":

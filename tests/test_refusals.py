@@ -7,7 +7,7 @@ import time
 import unittest
 
 from inferless_shim.refusals import MOST, STAY, Refusals
-from tests.support import TestCase
+from tests.support import TestCase, eventually
 
 
 class RefusalsTests(TestCase):
@@ -50,8 +50,7 @@ class RefusalsTests(TestCase):
         ours, theirs = self.connect()
         self.refusals.add(ours, b"full")
         theirs.close()
-        while ours.fileno() != -1:
-            self.refusals.sweep(0)
+        eventually(lambda: self.refusals.sweep(0) or ours.fileno() == -1)
 
     def test_left_before(self) -> None:
         """One that left before it could be told costs no error."""

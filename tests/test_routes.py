@@ -337,11 +337,11 @@ class WhereTests(SharedServer):
         response = ask(self.port, "GET", "/")
         self.assertEqual((response.status, response.fields["content-type"]), (200, "text/plain; charset=utf-8"))
         text = response.body.decode()
-        for words_in_it in ("fake is serving", "TEXT", "curl -N http://localhost/infer", "/v2/models/fake/generate"):
+        for words_in_it in ("fake is ready. It", "TEXT", "curl -N http://localhost/infer", "/v2/models/fake/generate"):
             self.assertIn(words_in_it, text)
         told = re.findall(r"(?<=\s)/[^\s,?]+", text)
-        for pattern, _ in self.server.routes._table[2:]:  # after * and the page itself
-            self.assertTrue(any(map(pattern.fullmatch, told)), pattern.pattern)
+        for route in self.server.routes.table[2:]:  # after * and the page itself
+            self.assertTrue(any(map(route.pattern.fullmatch, told)), route.template)
 
 
 class EventTests(TestCase):
@@ -1201,6 +1201,12 @@ class NotNowTests(TestCase):
                 self.assertEqual(resumed.read().body, response.read().body)
             self.assertEqual(len(response.events), 2)
 
+    def test_page(self) -> None:
+        """The page at / says what the model is at, too."""
+        for state in (State.LOADING, State.UNLOADED, State.READY):
+            with self.subTest(state), mock.patch.object(self.server.service.engine, "state", state):
+                self.assertIn(f"fake is {state.value}. It answers", ask(self.port, "GET", "/").body.decode())
+
     def test_stuck(self) -> None:
         """When an infer does not come back, and has all slots, the server is not ready and says why."""
         release = threading.Event()
@@ -1212,6 +1218,7 @@ class NotNowTests(TestCase):
             eventually(lambda: self.server.service.engine.stuck)
         self.assert_not_ready("does not end")
         self.assert_unavailable("does not end")
+        self.assertIn("fake is stuck. It answers", ask(self.port, "GET", "/").body.decode())
         release.set()
         eventually(lambda: ask(self.port, "GET", "/v2/health/ready").status == 200)
 

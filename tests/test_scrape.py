@@ -90,7 +90,7 @@ class Route(ScrapeTest):
     def test_templates(self) -> None:
         """Every path that is served has its template, without groups, escapes or what may be left out."""
         routes = self.start(words).routes
-        templates = [template for _, template in routes._templates]
+        templates = [route.template for route in routes.table]
         self.assertEqual(len(templates), len(set(templates)))
         for template in templates:
             self.assertRegex(template, r"\*|/([a-z0-9_]+|<[a-z]+>)?(/([a-z0-9_]+|<[a-z]+>))*")

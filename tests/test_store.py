@@ -48,12 +48,21 @@ class StoreTest(TestCase):
 
     def open(self, store: Store, size: int = 0, **options: Any) -> Stream:
         """Open a stream that keeps at least `size` bytes, in events of about 1,000, and is followed."""
-        stream, new = store.open(Native(), **options)
-        assert new
+        stream = store.open(Native(), **options)
         stream.attach(subscriber(), 0)
         while stream.kept < size:
             stream.append(b"data: %b\n\n" % (b"x" * 950))
         return stream
+
+    def claimed(self, store: Store, each: IdempotencyKey) -> tuple[Stream, bool]:
+        """Return the stream that a key leads to, made if there is none, and whether it was made."""
+        known = store.claim(each)
+        if known is not None:
+            return known, False
+        try:
+            return store.open(Native(), each, owner=each.owner), True
+        finally:
+            store.let_go(each)
 
     def ended(self, store: Store, size: int = 0, **options: Any) -> Stream:
         stream = self.open(store, size, **options)
@@ -85,7 +94,7 @@ class Get(StoreTest):
     def test_get_an_answer(self) -> None:
         """What is no stream has an id that nobody was told: it is 404, before and after it is forgotten."""
         store = self.store()
-        answer, _ = store.open(None)
+        answer = store.open(None)
         self.assertEqual(self.fate(store, answer), "unknown")
         answer.finish(Answer(b"{}"))
         store.forget(answer)
@@ -110,7 +119,7 @@ class Get(StoreTest):
             store = self.store()
             streams = [self.ended(store) for _ in range(25)]
             for stream in streams:
-                answer, _ = store.open(None)
+                answer = store.open(None)
                 answer.finish(Answer(b"{}"))
                 store.forget(stream)
                 store.forget(answer)
@@ -132,68 +141,65 @@ class Keys(StoreTest):
         for end in (None, "finish", "fail"):
             with self.subTest(end):
                 store = self.store()
-                self.assertIsNone(store.find(key()))
-                stream, new = store.open(Native(), key())
+                stream, new = self.claimed(store, key())
                 self.assertTrue(new and stream.keyed)
                 if end == "finish":
                     stream.finish()
                 elif end == "fail":
                     stream.fail("app_error", "e")
-                self.assertEqual(store.open(Native(), key()), (stream, False))
-                self.assertIs(store.find(key()), stream)
+                self.assertIs(store.claim(key()), stream)
                 self.assertEqual(len(store), 1)
 
     def test_key_of_a_cancelled_answer(self) -> None:
         """An answer that nobody waited for is made anew for the client that comes back; it was 503 for ever."""
         store = self.store()
-        cancelled, _ = store.open(None, key())
+        cancelled = store.open(None, key())
         cancelled.fail("cancelled", "gone")
-        self.assertIsNone(store.find(key()))
-        again, new = store.open(None, key())
+        again, new = self.claimed(store, key())
         self.assertTrue(new)
-        self.assertIs(store.find(key()), again)
+        self.assertIs(store.claim(key()), again)
         store.forget(cancelled)
-        self.assertIs(store.find(key()), again)
+        self.assertIs(store.claim(key()), again)
 
     def test_key_of_another_request(self) -> None:
         """The same key with another route or body is 422, and changes nothing."""
         store = self.store()
-        stream, _ = store.open(Native(), key())
-        for call in (lambda: store.open(Native(), key(fingerprint=b"g")), lambda: store.find(key(fingerprint=b"g"))):
+        stream = store.open(Native(), key())
+        for _ in range(2):  # and leaves no claim behind
             with self.assertRaises(UnprocessableContent):
-                call()
-        self.assertIs(store.find(key()), stream)
+                store.claim(key(fingerprint=b"g"))
+        self.assertIs(store.claim(key()), stream)
         self.assertEqual(len(store), 1)
 
     def test_key_of_an_answer(self) -> None:
         """Keys work for answers that are not streams."""
         store = self.store()
-        answer, _ = store.open(None, key())
+        answer = store.open(None, key())
         answer.finish(Answer(b"{}"))
-        self.assertEqual(store.open(None, key()), (answer, False))
+        self.assertIs(store.claim(key()), answer)
 
     def test_no_key(self) -> None:
         """Requests without a key are each their own; different keys are, too."""
         store = self.store()
         made = [store.open(Native(), each) for each in (None, None, key("a"), key("b"))]
-        self.assertEqual(len({stream.id for stream, new in made if new}), 4)
-        self.assertEqual([stream.keyed for stream, _ in made], [False, False, True, True])
+        self.assertEqual(len({stream.id for stream in made}), 4)
+        self.assertEqual([stream.keyed for stream in made], [False, False, True, True])
+        self.assertEqual([store.claim(key(value)) for value in "abc"], [*made[2:], None])
 
     def test_key_is_kept_as_long_as_its_stream(self) -> None:
         """A key is forgotten with its stream, however that came about; others stay."""
         store = self.store(retention=10, max_streams=3)
-        first, _ = store.open(Native(), key("first"))
-        other, _ = store.open(Native(), key("other"))
+        first = store.open(Native(), key("first"))
+        other = store.open(Native(), key("other"))
         first.finish()
         self.clock.now += 10
         store.sweep()
-        self.assertIsNone(store.find(key("first", b"another body")))
-        self.assertTrue(store.open(Native(), key("first", b"another body"))[1])
-        self.assertIs(store.find(key("other")), other)
+        self.assertTrue(self.claimed(store, key("first", b"another body"))[1])
+        self.assertIs(store.claim(key("other")), other)
         other.finish()
         store.open(Native())
         store.open(Native())  # takes the place of the other
-        self.assertIsNone(store.find(key("other")))
+        self.assertIsNone(store.claim(key("other")))
         self.assertEqual(self.fate(store, other), "gone")
 
     def test_key_values(self) -> None:
@@ -209,10 +215,10 @@ class Keys(StoreTest):
     def test_key_when_full(self) -> None:
         """A repeated key finds its stream even where there is no room for a new one."""
         store = self.store(max_streams=1)
-        stream, _ = store.open(Native(), key())
-        self.assertEqual(store.open(Native(), key()), (stream, False))
+        stream = store.open(Native(), key())
+        self.assertIs(store.claim(key()), stream)
         self.assertRaises(Unavailable, store.open, Native(), key("other"))
-        self.assertIsNone(store.find(key("other")))
+        self.assertIsNone(store.claim(key("other")))
 
     def test_key_race(self) -> None:
         """Of many threads that come with one key at once, one makes the stream and all get it."""
@@ -223,7 +229,7 @@ class Keys(StoreTest):
 
             def post(store: Store = store, barrier: threading.Barrier = barrier, got: list[Any] = got) -> None:
                 barrier.wait(PATIENCE)
-                got.append(store.open(Native(), key()))
+                got.append(self.claimed(store, key()))
 
             threads = [threading.Thread(target=post) for _ in range(8)]
             for thread in threads:
@@ -238,7 +244,7 @@ class Owners(StoreTest):
     def test_get(self) -> None:
         """A stream is its owner's: to another it is unknown, kept or forgotten, word for word."""
         store = self.store()
-        stream, _ = store.open(Native(), owner="mine")
+        stream = store.open(Native(), owner="mine")
 
         def told(stream_id: str, owner: str) -> tuple[int, str]:
             try:
@@ -260,8 +266,8 @@ class Owners(StoreTest):
     def test_owner(self) -> None:
         """Whose a stream is, is known while it is kept; an answer that is no stream is nobody's to follow."""
         store = self.store()
-        stream, _ = store.open(Native(), owner="mine")
-        answer, _ = store.open(None, owner="mine")
+        stream = store.open(Native(), owner="mine")
+        answer = store.open(None, owner="mine")
         self.assertEqual([store.owner(each) for each in (stream.id, answer.id, "x")], ["mine", None, None])
         stream.finish()
         self.assertEqual(store.owner(stream.id), "mine")
@@ -272,14 +278,13 @@ class Owners(StoreTest):
         """Two owners may use the same Idempotency-Key, for whatever body: each finds its own stream."""
         store = self.store()
         mine, theirs = (IdempotencyKey("k", fingerprint, owner) for fingerprint, owner in ((b"f", "a"), (b"g", "b")))
-        first, _ = store.open(Native(), mine, owner="a")
-        self.assertIsNone(store.find(theirs))
-        second, new = store.open(Native(), theirs, owner="b")
+        first = store.open(Native(), mine, owner="a")
+        second, new = self.claimed(store, theirs)
         self.assertTrue(new)
-        self.assertEqual((store.find(mine), store.find(theirs)), (first, second))
+        self.assertEqual((store.claim(mine), store.claim(theirs)), (first, second))
         first.finish()
         store.forget(first)
-        self.assertEqual((store.find(mine), store.find(theirs)), (None, second))
+        self.assertEqual((store.claim(mine), store.claim(theirs)), (None, second))
 
 
 class Claims(StoreTest):
@@ -294,21 +299,11 @@ class Claims(StoreTest):
                 waiting = threading.Thread(target=lambda: got.append(store.claim(key())))  # noqa: B023
                 waiting.start()
                 eventually(lambda: store._let_go._waiters)  # noqa: B023
-                stream = store.open(Native(), key())[0] if opened else None
+                stream = store.open(Native(), key()) if opened else None
                 self.assertEqual(got, [])
                 store.let_go(key())
                 waiting.join(PATIENCE)
                 self.assertEqual(got, [stream])
-
-    def test_claim_of_another_request(self) -> None:
-        """A key that is claimed for another body is 422 once that has its stream, and leaves no claim behind."""
-        store = self.store()
-        store.claim(key())
-        store.open(Native(), key())
-        store.let_go(key())
-        for _ in range(2):
-            with self.assertRaises(UnprocessableContent):
-                store.claim(key(fingerprint=b"g"))
 
 
 class MaxStreams(StoreTest):
@@ -339,9 +334,9 @@ class MaxStreams(StoreTest):
             self.assertIn("All 2 streams are running", caught.exception.message)
             self.assertIn(("Retry-After", "2"), caught.exception.headers)
         self.assertEqual(len(store), 2)
-        self.assertIsNone(store.find(key()))
+        self.assertIsNone(store.claim(key()))
         first.fail("cancelled", "c")
-        self.assertTrue(store.open(Native())[1])
+        self.assertTrue(store.open(Native()).is_open)
 
     def test_max_streams_order(self) -> None:
         """Whatever ends when, opens when and is forgotten when: the oldest end goes first, and the number holds."""
@@ -395,7 +390,7 @@ class Sweep(StoreTest):
     def test_linger_begins_anew(self) -> None:
         """Who comes back in time and leaves again has the whole `linger` again."""
         store = self.store(linger=5)
-        stream, _ = store.open(Native())
+        stream = store.open(Native())
         for _ in range(5):
             follower = subscriber()
             stream.attach(follower, 0)
@@ -412,7 +407,7 @@ class Sweep(StoreTest):
         A sweep between the start of a stream and its client's attach cancelled it under `--linger 0`.
         """
         store = self.store(linger=0)
-        stream, _ = store.open(Native())
+        stream = store.open(Native())
         self.clock.now += FIRST_FOLLOWER - 1
         store.sweep()
         self.assertTrue(stream.is_open)
@@ -428,7 +423,7 @@ class Sweep(StoreTest):
         """A stream whose own client never attached, because its handler failed, is cancelled in the end."""
         for linger in (0, 100):
             store = self.store(linger=linger)
-            stream, _ = store.open(Native())
+            stream = store.open(Native())
             self.clock.now += max(linger, FIRST_FOLLOWER) - 1
             store.sweep()
             self.assertTrue(stream.is_open)
@@ -439,7 +434,7 @@ class Sweep(StoreTest):
     def test_linger_detached(self) -> None:
         """A detached stream waits for its first follower without lingering, and lingers when that one has left."""
         store = self.store(linger=5)
-        stream, _ = store.open(Native(), detached=True)
+        stream = store.open(Native(), detached=True)
         self.clock.now += 1000
         store.sweep()
         self.assertTrue(stream.is_open)
@@ -453,7 +448,7 @@ class Sweep(StoreTest):
     def test_linger_and_a_return_at_the_last_moment(self) -> None:
         """Who attaches while the sweep is about to cancel keeps the stream: it looked, then cancelled blindly."""
         store = self.store(linger=5)
-        stream, _ = store.open(Native())
+        stream = store.open(Native())
         follower = subscriber()
         self.clock.now += 100
         with mock.patch.object(stream.dialect, "error", side_effect=lambda *_: stream.attach(follower, 0) and b""):
@@ -504,12 +499,12 @@ class LogTotal(StoreTest):
     def test_total_counts_answers(self) -> None:
         """The bodies of answers that wait for a retry count as well."""
         store = self.store(log_total=1000)
-        answers = [store.open(None, key(str(number)))[0] for number in range(3)]
+        answers = [store.open(None, key(str(number))) for number in range(3)]
         for answer in answers:
             self.clock.now += 1
             answer.finish(Answer(b"x" * 450))
         store.sweep()
-        self.assertEqual([store.find(key(str(number))) for number in range(3)], [None, *answers[1:]])
+        self.assertEqual([store.claim(key(str(number))) for number in range(3)], [None, *answers[1:]])
 
     def test_total_cuts_the_longest_running(self) -> None:
         """If what runs is too much by itself, the longest lose their beginning; short ones lose nothing.
@@ -624,7 +619,7 @@ class Threads(TestCase):
         def post() -> None:
             try:
                 for _ in range(60):
-                    stream, _ = store.open(Native())
+                    stream = store.open(Native())
                     follower = subscriber()
                     stream.attach(follower, 0)
                     for _ in range(30):

@@ -128,16 +128,15 @@ class Tally(TestCase):
 
 class InTotal(TestCase):
     def test_causes(self) -> None:
-        """Each failure has one of five causes; what is not the client's or ours is the app's."""
+        """Each failure has one of six causes; what is not the client's or ours is the app's."""
         cases = {
             ("cancelled", "deleted"): "deleted",
             ("cancelled", "unfollowed"): "unfollowed",
-            ("cancelled", ""): "unfollowed",
             ("timeout", ""): "timeout",
             ("shutting_down", ""): "shutdown",
             ("app_error", ""): "app",
             ("schema_changed", ""): "app",
-            ("bad_request", ""): "app",
+            ("bad_request", ""): "client",
         }
         for (code, cause), counted in cases.items():
             with self.subTest(code=code, cause=cause):
@@ -161,7 +160,7 @@ class InTotal(TestCase):
     def test_read_in_one_step(self) -> None:
         """A stream that is forgotten just after the store let go of its lock is still counted, and once."""
         store = Store(Settings())
-        one, _ = store.open(Native(), detached=True)
+        one = store.open(Native(), detached=True)
         one.append(b"data: {}\n\n")
         one.finish()
         store.lock = Meddling(lambda: store.forget(one))  # type: ignore[assignment]
@@ -208,7 +207,7 @@ class InTotal(TestCase):
         def work(seed: int) -> None:
             draw = random.Random(seed)
             for _ in range(200):
-                one, _ = store.open(Native(), detached=True)
+                one = store.open(Native(), detached=True)
                 for _ in range(draw.randrange(30)):
                     one.append(b"data: {}\n\n")
                     with one.lock:  # all that was is longer ago

@@ -12,6 +12,7 @@ from typing import Any
 from inferless_shim import protocol, tensors, weights
 from inferless_shim.errors import BadRequest
 from inferless_shim.schema import Input, Schema
+from tests.support import read_body
 
 KINDS = (
     ("I", "INT64", (-1,)), ("F", "FP64", (-1,)), ("S", "STRING", (-1,)), ("B", "BOOL", (-1,)), ("T", "STRING", (1,)),
@@ -95,7 +96,7 @@ def measured(body: bytes, header_length: str | None = None) -> tuple[weights.Wei
 
 class WeightTests(unittest.TestCase):
     def check(self, body: bytes, times: float, header_length: str | None = None) -> None:
-        protocol.read_body(body, SCHEMA, header_length)  # what is made once and for all
+        read_body(body, SCHEMA, header_length)  # what is made once and for all
         took, weight = measured(body, header_length)
         self.assertGreaterEqual(weight.peak, took.peak)
         self.assertGreaterEqual(weight.kept * 1.02 + 4096, took.kept)
@@ -140,8 +141,8 @@ class WeightTests(unittest.TestCase):
         made = []
         schema = Schema({}, [])
         schema.examine = lambda *_: made.append(1)  # type: ignore
-        self.assertRaises(MemoryError, protocol.read_body, b'{"T":"x"}', schema, weigh=refuse)
-        self.assertRaises(BadRequest, protocol.read_body, b"{", SCHEMA)
+        self.assertRaises(MemoryError, protocol.read_body, b'{"T":"x"}', schema, None, weigh=refuse)
+        self.assertRaises(BadRequest, read_body, b"{", SCHEMA)
         self.assertEqual(made, [])
 
 

@@ -347,7 +347,8 @@ def report(found: Findings, app: App, place: str, settings: Settings) -> Iterato
     yield from section("notes", doubt_lines(found.doubts, note=True))
     if app.schema is not None:
         scheme, flags = ("https", ["--cacert", str(settings.tls_cert)]) if settings.tls_cert else ("http", [])
-        curl = curl_line(app, f"{scheme}://127.0.0.1:{settings.port or 8000}", flags=flags)
+        base = f"{scheme}://127.0.0.1:{settings.port or 8000}"
+        curl = curl_line(app, base, flags=flags, with_key=settings.api_key_file is not None)
         yield from section("when it is served", [f"  {curl}"])
 
 

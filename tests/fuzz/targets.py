@@ -14,19 +14,20 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from inferless_shim import errors, http1, protocol, queries, sse, strictjson, tensors
+from inferless_shim import errors, http1, queries, sse, strictjson, tensors
 from inferless_shim.admission import BEARER
 from inferless_shim.auth import read_keys
 from inferless_shim.config import networks
 from inferless_shim.hosts import Hosts
 from inferless_shim.http1 import BodyDecoder, find_head, parse_head, response_head
 from inferless_shim.logs import JsonFormatter, TextFormatter
+from inferless_shim.outcomes import usable_id
 from inferless_shim.proxies import Proxies
-from inferless_shim.routes import usable_id
 from inferless_shim.schema import Rules, compile_schema
 from inferless_shim.tracing import read_traceparent
 from tests import bad_bodies, corpus, test_strictjson
 from tests.fuzz import reference
+from tests.support import read_body
 
 MAX_BODY = 1000
 STATUSES = {400, 413, 414, 415, 417, 431, 501, 505}  # of a request that cannot be read
@@ -184,7 +185,7 @@ def check_body(data: bytes) -> None:
         header_length = str(told) if kind & 16 == 0 else rest[:3].decode("latin-1")
     schema = SCHEMAS[(kind & 3) % len(SCHEMAS)]
     try:
-        call = protocol.read_body(rest, schema, header_length)
+        call = read_body(rest, schema, header_length)
     except errors.BadRequest as error:
         check_told(error)
         return
@@ -247,7 +248,7 @@ def check_schema(data: bytes) -> None:
         example = json.dumps(schema.example()).encode()
         for body in (example, b"{}"):
             try:
-                protocol.read_body(body, schema)
+                read_body(body, schema)
             except errors.BadRequest as error:
                 check_told(error)
 
