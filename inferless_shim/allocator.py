@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from typing import Any
 ARENAS = 4
 M_ARENA_MAX = -8  # glibc's malloc.h
 OWNERS_CHOICE = ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+# How much is freed before malloc is asked to give it back: then it is worth milliseconds.
+WORTH_IT = 8 * 1024 * 1024
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,3 +45,24 @@ def trim() -> None:
     """Give back what is free. Takes milliseconds, in which other threads of Python run. Any thread."""
     if _library() is not None:
         _library().malloc_trim(0)
+
+
+class Freed:
+    """Counts what was freed in large pieces, and gives it back when that is much. Any thread."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.lock = threading.Lock()  # guards `size`; no other lock is taken under it
+
+    def add(self, size: int) -> None:
+        with self.lock:
+            self.size += size
+
+    def give_back(self) -> None:
+        """Let the system have it, once it is much. Takes milliseconds then; not for an infer thread."""
+        with self.lock:
+            much = self.size >= WORTH_IT
+            if much:
+                self.size = 0
+        if much:
+            trim()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 import socketserver
 import threading
@@ -43,6 +44,8 @@ TICK = 0.25
 DESCRIPTORS_EACH, DESCRIPTORS_SPARE = 2, 128
 # How long handlers may go on writing what is logged, once all streams have ended.
 FLUSH_TIME = 5.0
+# How long a connection that was accepted as the listener was shut has to send its request, and be told 503.
+NEW_TIME = 0.25
 
 
 class Server(socketserver.TCPServer):
@@ -68,6 +71,7 @@ class Server(socketserver.TCPServer):
         self._handlers: dict[Handler, threading.Thread] = {}
         self._refusals = Refusals()
         self._swept = 0.0
+        self._over = threading.Event()  # nothing is left to sweep
         self._told_of_exhaustion = False
         try:
             found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -129,11 +133,11 @@ class Server(socketserver.TCPServer):
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         address = peer_address(client_address)
         if len(self._handlers) >= self.max_connections:  # none is added but here
-            self._refuse(request, "--max-connections")
+            self._refuse(request, address, "--max-connections")
             return
         handler = Handler(self._connect(request, address, self.service.settings.stall), self.service, self.routes)
         if not self.service.clients.enter(address):
-            self._refuse(request, "--max-connections-per-client")
+            self._refuse(request, address, "--max-connections-per-client")
             return
         self.service.traffic.connections.add("accepted")
         thread = threading.Thread(target=self._handle, args=(handler,), name="handler", daemon=True)
@@ -145,11 +149,13 @@ class Server(socketserver.TCPServer):
             self._forget(handler)
             raise
 
-    def _refuse(self, request: socket.socket, flag: str) -> None:
+    def _refuse(self, request: socket.socket, address: str, flag: str) -> None:
         """Tell a connection that there is no room for it, and what bounds that."""
         self.service.traffic.connections.add("refused")
+        request_id = os.urandom(8).hex()
+        log.info("a connection was refused", {"client": address, "bound": flag, "request": request_id})
         # Over TLS that would take a handshake, which is not for this thread.
-        self._refusals.add(request, busy_reply(flag) if self.certificate is None else b"")
+        self._refusals.add(request, busy_reply(flag, request_id) if self.certificate is None else b"")
 
     def _forget(self, handler: Handler) -> None:
         """Close a connection and make room. In this order: what `_end_waiting_connections` finds is not closed yet."""
@@ -174,10 +180,16 @@ class Server(socketserver.TCPServer):
             self._refusals.sweep(now)
             try:
                 self.service.store.sweep(now)
-                self.service.budget.tidy()
+                self.service.give_back_memory()
                 self.service.engine.tick()
             except Exception:  # the accept thread must live on
                 log.exception("sweeping failed")
+
+    def _accept(self) -> None:
+        """Accept until the listener is shut, then go on to sweep until the drain is over."""
+        self.serve_forever(TICK)
+        while not self._over.wait(TICK):
+            self.service_actions()
 
     # ---- A handler thread
 
@@ -193,7 +205,7 @@ class Server(socketserver.TCPServer):
 
     def start(self) -> None:
         """Begin to accept, and to load the app: live from now on, ready when the engine is."""
-        threading.Thread(target=self.serve_forever, args=(TICK,), name="accept", daemon=True).start()
+        threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self.service.engine.start()
 
     def ready(self) -> None:
@@ -210,10 +222,12 @@ class Server(socketserver.TCPServer):
         self._end_waiting_connections()
         service.engine.close()
         wait_until(lambda: not service.engine.busy and not service.store.running(), settings.drain)
+        self.shutdown()
+        self.server_close()  # to be refused is safe to try again; to be accepted and cut is not
+        wait_until(lambda: self._is_deserted(new=False), NEW_TIME)
         self._end_streams()
         finalized = service.engine.stop(settings.stuck_grace, max(settings.stuck_grace, FINALIZE_TIME))
-        self.shutdown()
-        self.server_close()
+        self._over.set()
         return finalized
 
     def abandon(self) -> None:
@@ -227,9 +241,9 @@ class Server(socketserver.TCPServer):
             stream.fail("shutting_down", "The server is shutting down; start a new request.")
         wait_until(self._is_deserted, FLUSH_TIME)
 
-    def _is_deserted(self) -> bool:
-        """Whether no connection is left, once those that want nothing, new ones as well, have been ended."""
-        self._end_waiting_connections(new=True)
+    def _is_deserted(self, *, new: bool = True) -> bool:
+        """Whether no connection is left, once those that want nothing have been ended, also those that are `new`."""
+        self._end_waiting_connections(new=new)
         return not self._handlers
 
     def _end_waiting_connections(self, *, new: bool = False) -> None:
@@ -239,10 +253,11 @@ class Server(socketserver.TCPServer):
                 handler.reader.end_if_waiting(new=new)
 
 
-def busy_reply(flag: str) -> bytes:
+def busy_reply(flag: str, request_id: str) -> bytes:
     """What a connection past a cap is told before it is closed."""
-    body = encode({"error": f"Too many connections; try again shortly ({flag} bounds them)."})
-    fields = [("Retry-After", "2"), ("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    body = encode({"error": f"Too many connections; try again shortly ({flag} bounds them).", "request_id": request_id})
+    fields = [("Retry-After", "2"), ("X-Request-Id", request_id)]
+    fields += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     return response_head(503, [*fields, ("Connection", "close")]) + body
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 
-from .allocator import trim
+from .allocator import Freed
 from .errors import ContentTooLarge, Unavailable
 from .weights import Weight
 
@@ -19,8 +19,6 @@ from .weights import Weight
 SMALL = 64 * 1024
 LEFT = 4
 NOTHING = Weight(0, 0)
-# How much large holds may have given back before the allocator is asked for it: then it is worth milliseconds.
-TIDY = 8 * 1024 * 1024
 
 
 class Budget:
@@ -29,32 +27,23 @@ class Budget:
     def __init__(self, total: int) -> None:
         self.total = total
         self.held = 0
-        self.lock = threading.Lock()  # guards what is held and given back; no other lock is taken under it
-        self._given_back = 0  # by large holds, since the last time that it was tidied up
+        self.freed = Freed()  # by large holds
+        self.lock = threading.Lock()  # guards what is held; no other lock is taken under it
 
     def hold(self) -> Hold:
         return Hold(self)
 
     def give_back(self, hold: Hold) -> None:
         with self.lock:
-            self.held -= hold.size
-            if hold.size > SMALL:
-                self._given_back += hold.size
-            hold.size = 0
+            size, hold.size = hold.size, 0
+            self.held -= size
+        if size > SMALL:
+            self.freed.add(size)
 
     @property
     def largest(self) -> int:
         """How large a hold may be."""
         return self.total - self.total // LEFT
-
-    def tidy(self) -> None:
-        """Let the system have what large holds gave back, if that is much. Takes milliseconds."""
-        with self.lock:
-            due = self._given_back >= TIDY
-            if due:
-                self._given_back = 0
-        if due:
-            trim()
 
     def room(self, size: int) -> int:
         """Return how much may be held in all, for a hold of `size` bytes to be among it. Raises ContentTooLarge."""

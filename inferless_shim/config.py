@@ -121,8 +121,9 @@ def host_names(text: str) -> tuple[str, ...]:
     """Read names for the Host field, in lower case and without the last dot. Raises ValueError on `*` or a port."""
     found = []
     for part in (part.lower().removesuffix(".") for part in _parts(text)):
-        address = part.removeprefix("[").removesuffix("]")
-        if ":" in address and re.fullmatch(r"[0-9a-f:.]+", address):
+        bracketed = part.startswith("[") and part.endswith("]")
+        address = part[1:-1] if bracketed else part
+        if bracketed or address.count(":") > 1:
             try:
                 part = f"[{ipaddress.IPv6Address(address)}]"
             except ValueError:
@@ -371,6 +372,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
     """Read flags over environment over defaults; a wrong one ends the process with status 2 and a sentence."""
     parser = make_parser()
     flags = vars(parser.parse_args(arguments))
+    for name, value in flags.items():
+        if value == [()]:  # of a shell variable that is not set; what was to be closed must not be open
+            parser.error(f"{flag(name)} names nothing; leave it out, or say what")
     flags |= {name: tuple(chain.from_iterable(value)) for name, value in flags.items() if isinstance(value, list)}
     try:
         given = from_environment(environment) | flags

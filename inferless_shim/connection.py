@@ -49,6 +49,7 @@ class Connection:
         self.stall = stall
         self.send: Callable[[Any], int] = sock.send
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._polled = select.POLLIN
@@ -82,10 +83,9 @@ class Connection:
     # ---- While a stream is followed
 
     def attach(self) -> None:
-        """Make ready to follow a stream: a small buffer, and given up by the kernel when the client stalls."""
+        """Make ready to follow a stream: given up by the kernel when the client stalls."""
         if self._attached:
             return
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if hasattr(socket, "TCP_USER_TIMEOUT") and self.sock.family != getattr(socket, "AF_UNIX", None):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(self.stall * 1000)))
         self._attached = True

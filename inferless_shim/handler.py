@@ -129,14 +129,14 @@ class Handler:
             try:
                 outcome = self._dispatch(turn)
                 hold.release()  # what its job needs, that has
-                self.service.budget.tidy()
+                self.service.budget.freed.give_back()
                 return self._carry_out(turn, outcome)
             except ShimError as error:
                 refused = error
             # What it was raised from knows the body, which is to be gone before the client is told to try again.
             refused.__traceback__ = refused.__context__ = None
             hold.release()
-            self.service.budget.tidy()
+            self.service.budget.freed.give_back()
             return self._refuse(request, access, refused)
 
     def _dispatch(self, turn: Turn) -> Outcome:

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -78,9 +79,11 @@ def with_fields(message: str, fields: Mapping[str, Any]) -> str:
 def message_of(record: logging.LogRecord) -> str:
     """Return a record's message. An app's own may have arguments that do not fit: then it stands as it was written."""
     try:
-        return record.getMessage()
+        fields = fields_of(record)
+        return str(record.msg) % defaultdict(lambda: "-", fields) if fields else record.getMessage()
     except Exception:
-        return f"{record.msg} (its arguments do not fit)"
+        written = record.msg if isinstance(record.msg, str) else f"a {type(record.msg).__name__}"
+        return f"{written} (its arguments do not fit)"
 
 
 def exception_of(record: logging.LogRecord) -> str:

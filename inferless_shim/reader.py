@@ -112,7 +112,9 @@ class Reader:
                     raise ClientGone("in the middle of a body")
             except TimeoutError:
                 raise RequestTimeout("The body of the request did not come in time.") from None
-            deadline += len(self._unread) / BODY_RATE
+            # What came fast earns no right to long silence.
+            latest = time.monotonic() + self.settings.read_timeout
+            deadline = min(deadline + len(self._unread) / BODY_RATE, latest)
             decoder.feed(self._unread)
             hold.cover(len(decoder.body) * READING)
         self.body_read = True

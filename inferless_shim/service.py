@@ -43,6 +43,11 @@ class Service:
         self.traffic = Traffic()
         self.phase = Phase.LOADING
 
+    def give_back_memory(self) -> None:
+        """Let the system have what requests and forgotten streams have left, if that is much."""
+        self.budget.freed.give_back()
+        self.store.freed.give_back()
+
     @property
     def draining(self) -> bool:
         return self.phase is Phase.DRAINING

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .allocator import Freed
 from .config import Settings
 from .errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
 from .outputs import Dialect
@@ -64,6 +65,8 @@ class Store:
         self._forgotten: OrderedDict[str, str] = OrderedDict()  # id -> owner
         self._leaving: weakref.WeakSet[Stream] = weakref.WeakSet()  # forgotten, but somebody still reads them
         self._totals = Totals()  # of what is forgotten
+        self._given_up = 0  # bytes that were kept of that, and are not in `freed` yet
+        self.freed = Freed()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -173,6 +176,9 @@ class Store:
                 if stream.ended is not None and now - stream.ended >= self.settings.retention:
                     self._forget(stream)
         self._hold_total()
+        with self.lock:
+            given_up, self._given_up = self._given_up, 0
+        self.freed.add(given_up)
 
     def _hold_total(self) -> None:
         """Keep within `--log-total`: first goes what is forgotten but still read, then what ended, the oldest first.
@@ -228,6 +234,7 @@ class Store:
         if self._streams.pop(stream.id, None) is None:
             return
         self._leaving.add(stream)
+        self._given_up += stream.kept
         self._totals.add(stream)  # takes no lock: it has ended
         place = self._key_of.pop(stream.id, None)
         if place is not None:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 RECORD = 16 * 1024  # RFC 8446 §5.1: the most that one record holds
 # What is read while a stream is followed, which has to be read for TLS's own messages: the next request's beginning.
 EARLY = 64 * 1024
+# What OpenSSL says of a key that is not the certificate's: another of its kind, or one of another kind.
+MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 
 
 class Certificate:
@@ -96,7 +98,7 @@ def load(chain: Path, key: Path) -> ssl.SSLContext:
             f"--tls-key: {key} is encrypted; write it without a password (openssl pkey -in OLD -out NEW)."
         ) from None
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if error.reason in MISMATCHES:
             raise StartupError(f"--tls-key: {key} is not the key of the certificate in {chain}.") from None
         reason = (error.reason or "not readable as PEM").replace("_", " ").lower()
         raise StartupError(f"OpenSSL takes neither {chain} nor its key {key}: {reason}.") from None

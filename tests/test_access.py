@@ -118,6 +118,7 @@ class Requests(AccessTest):
         """Without keys who knows a stream's id may follow and cancel it: no line has one, whatever path it is in."""
         server = self.serve(words)
         stream = ask(server.port, "POST", "/infer", {"TEXT": "a"}).fields["stream-id"]
+        self.line()
         paths = ("/streams/{}", "/streams/{}/x", "/streams/{}0", "/{}", "/v2/models/{}")
         for number, path in enumerate((each.format(stream) for each in paths), 2):
             with self.subTest(path):

@@ -55,6 +55,19 @@ class AllocatorTests(unittest.TestCase):
         """What sixteen threads have freed goes back, but for what the few arenas keep."""
         self.assertLess(freed("bounded"), 16 + 16)
 
+    def test_freed(self) -> None:
+        """Little that was freed is left where it is; once it is much it is given back, and counted anew."""
+        given: list[int] = []
+        freed = allocator.Freed()
+        with mock.patch.object(allocator, "trim", lambda: given.append(1)):
+            freed.add(allocator.WORTH_IT - 1)
+            freed.give_back()
+            self.assertEqual(given, [])
+            freed.add(1)
+            freed.give_back()
+            freed.give_back()
+            self.assertEqual((given, freed.size), ([1], 0))
+
     def test_owners_choice(self) -> None:
         """Where the environment says how malloc is to be, nothing is changed."""
         for name in allocator.OWNERS_CHOICE:

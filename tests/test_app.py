@@ -173,7 +173,7 @@ class ConnectionTests(TestCase):
             client.request("GET", "/v2").read()
             ours, theirs = socket.socketpair()
             theirs.close()
-            quiet = self.assertNoLogs("inferless_shim.app")
+            quiet = self.assertNoLogs("inferless_shim.app", "WARNING")
             with mock.patch.object(app.socket, "IPPROTO_TCP", socket.SOL_SOCKET), quiet:
                 server.process_request(ours, "")
             eventually(lambda: ours.fileno() == -1)
@@ -483,9 +483,10 @@ class DrainTests(TestCase):
             thread.join()
 
     def test_connection_that_comes_late(self) -> None:
-        """A connection that comes while the last bytes are written, and says nothing, does not hold the exit.
+        """While the last bytes are written, a silent connection does not hold the exit, and a new one is refused.
 
-        What went wrong: silent connections were ended once, before the wait for those that still write.
+        What went wrong: silent connections were ended once, before the wait for those that still write; and new ones
+        were accepted all the while, and cut without an answer.
         """
 
         def infer(inputs: dict[str, Any], handler: Any) -> None:
@@ -497,14 +498,17 @@ class DrainTests(TestCase):
             mock.patch.object(app, "FLUSH_TIME", 600),
             Client(server.port, receive_buffer=4096) as client,
             mock.patch.object(server, "_is_deserted", wraps=server._is_deserted) as look,
+            contextlib.ExitStack() as opened,
         ):
             response = client.request("POST", "/infer", {"TEXT": ""})
             eventually(lambda: not server.service.store.running())
+            port, silent = server.port, opened.enter_context(Client(server.port))
+            eventually(lambda: len(server._handlers) == 2)
             thread = self.drain(server)
             eventually(lambda: look.called)
-            with Client(server.port) as silent:
-                eventually(lambda: len(server._handlers) == 2)
-                self.assertEqual(silent.read_some(), b"")
+            with self.assertRaises(ConnectionRefusedError):
+                Client(port).__enter__()
+            self.assertEqual(silent.read_some(), b"")
             self.assertTrue(response.read().complete)
             thread.join()
 

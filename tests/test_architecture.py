@@ -34,8 +34,8 @@ NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server"
 LEAVES = [
     ({"connection", "refusals", "tls", "follow", "app"}, NETWORK),
     (
-        {"clients", "metrics", "access", "budget", "stream", "store", "scope", "isolation", "engine", "app",
-         "calls", "cli"},
+        {"clients", "metrics", "access", "allocator", "budget", "stream", "store", "scope", "isolation", "engine",
+         "app", "calls", "cli"},
         {"threading", "_thread"},
     ),
     ({"loops"}, {"asyncio"}),

@@ -70,18 +70,15 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
         # As browsers write an origin: without the scheme's own port.
         ("https://a.example:443 http://[::1]:80", ("https://a.example", "http://[::1]")),
         ("https://a.example:80", ("https://a.example:80",)),
-        ("", ()),
     ],
     "allowed_host": [
         ("A.example., .b.example", ("a.example", ".b.example")),
         ("192.0.2.1 [2001:db8:0::1] 2001:db8::2", ("192.0.2.1", "[2001:db8::1]", "[2001:db8::2]")),
         ("my_service", ("my_service",)),
-        ("", ()),
     ],
     "trusted_proxy": [
         ("10.0.0.0/8, fd00::/8", (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))),
         ("127.0.0.1", (ipaddress.ip_network("127.0.0.1/32"),)),
-        ("", ()),
     ],
     "max_connections": [("1", 1), ("1024", 1024)],
     "max_connections_per_client": [("0", 0), ("8", 8)],
@@ -138,7 +135,7 @@ BAD: dict[str, list[tuple[str, str]]] = {
         ("*", "not a host's name"),
         ("*.example", ".example.org"),
         ("a.example:80", "without scheme and port"),
-        ("[::1]:80", "without scheme and port"),
+        ("[::1]:80", "without a port"),
         ("[::1::]", "not an IPv6 address"),
         ("http://a.example", "without scheme and port"),
         ("a..example", "not a host's name"),
@@ -268,6 +265,15 @@ class ReadSettings(TestCase):
         ):
             with self.subTest(words):
                 self.assertEqual(read_settings([*words, "--model", "x"], {}).allowed_host, expected)
+
+    def test_list_of_nothing(self) -> None:
+        """A flag that names nothing (an unset shell variable did) is refused; an empty variable is not set."""
+        for name in ("cors", "allowed_host", "trusted_proxy"):
+            with self.subTest(name):
+                status, said = refusal("--model", "x", written(name), "")
+                self.assertEqual(status, 2)
+                self.assertIn(f"{written(name)} names nothing", said)
+                self.assertEqual(getattr(read_settings([], {"SHIM_MODEL": "x", variable(name): ""}), name), ())
 
     def test_body_total(self) -> None:
         """The memory for bodies grows with the largest body, unless it is given; then it must hold one."""

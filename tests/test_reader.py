@@ -185,6 +185,15 @@ class BodyTests(ReaderTestCase):
             self.body(160 * BODY_RATE, [(float(second), BODY_RATE // 2) for second in range(320)])
         self.assertAlmostEqual(self.line.now, 20.0, delta=1)
 
+    def test_silence_after_much(self) -> None:
+        """Who sends almost all at once may be silent for `read_timeout` then, and no longer.
+
+        What went wrong: 10 MiB that came at once paid for 160 seconds of silence, which kept their room from others.
+        """
+        with self.assertRaises(RequestTimeout):
+            self.body(160 * BODY_RATE, [(1.0, 160 * BODY_RATE - 1)])
+        self.assertAlmostEqual(self.line.now, 11.0, delta=0.1)
+
     def test_nothing_comes(self) -> None:
         """A body that is only announced is waited for during `read_timeout`, chunked or not."""
         for framing in (b"Content-Length: 5", b"Transfer-Encoding: chunked"):

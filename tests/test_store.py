@@ -112,6 +112,17 @@ class Get(StoreTest):
             store.get(stream.id)
         self.assertIn("--retention", caught.exception.message)
 
+    def test_forget_counts_what_is_freed(self) -> None:
+        """What a forgotten stream kept is counted once, at the next sweep, for malloc to give it back."""
+        store = self.store()
+        stream = self.ended(store)
+        kept = stream.kept
+        store.forget(stream)
+        store.forget(stream)
+        store.sweep()
+        store.sweep()
+        self.assertEqual((store.freed.size, kept > 0), (kept, True))
+
     def test_forgotten_ids(self) -> None:
         """The last 10,000 forgotten ids answer 410, older ones 404; answers that are no streams take no place."""
         self.assertEqual(FORGOTTEN_KEPT, 10_000)
