@@ -23,6 +23,9 @@ SEND_BUFFER = 64 * 1024
 # How long and how much of an unread body is thrown away before a close, so that the reply is not lost to a reset.
 LINGER_TIME, LINGER_BYTES = 2.0, 1024 * 1024
 LONGEST_WAIT = 3600.0
+# How many times `stall` a client's system may acknowledge nothing. Not once: Linux also counts the time in which a slow
+# reader's window is as good as shut, however steadily it reads, and what is too slow `pace` decides.
+VANISHED = 10
 
 
 class ClientGone(Exception):
@@ -83,11 +86,12 @@ class Connection:
     # ---- While a stream is followed
 
     def attach(self) -> None:
-        """Make ready to follow a stream: given up by the kernel when the client stalls."""
+        """Make ready to follow a stream: given up by the kernel when the client has vanished without a word."""
         if self._attached:
             return
         if hasattr(socket, "TCP_USER_TIMEOUT") and self.sock.family != getattr(socket, "AF_UNIX", None):
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(self.stall * 1000)))
+            vanished = max(self.stall, min(self.stall * VANISHED, LONGEST_WAIT))
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, round(vanished * 1000)))
         self._attached = True
 
     def awaited(self, *, writable: bool) -> int:

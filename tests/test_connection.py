@@ -178,8 +178,9 @@ class SendTests(ConnectionTestCase):
                 self.connection.send_all(bytes(1 << 20))
 
     def test_attach(self) -> None:
-        """A send buffer that does not grow; given up by the kernel after the stall."""
-        for stall, milliseconds in ((1.5, 1500), (0.0001, 1)):  # 0 would be the system's default: minutes
+        """A send buffer that does not grow; given up by the kernel after ten times the stall."""
+        # 0 would be the system's default: minutes.
+        for stall, milliseconds in ((1.5, 15_000), (1000, 3_600_000), (1e6, 10**9), (0.00001, 1)):
             self.connect(stall)
             sock = self.connection.sock
             self.connection.attach()
