@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
-import threading
 import time
 import unittest
 from pathlib import Path
@@ -12,11 +11,31 @@ from unittest import mock
 
 from inferless_shim import process
 from inferless_shim.metrics import exposition
-from tests.support import Metric, TestCase, read_metrics
+from tests.support import ROOT, Metric, TestCase, read_metrics
+
+# What is told before and after a change, in a process where nothing else frees memory, ends a thread or closes a file,
+# and where nothing was freed that could be used again.
+LOOK_TWICE = """
+import os, sys, threading
+from inferless_shim import process
+from inferless_shim.metrics import exposition
+
+before = exposition(process.families())
+exec(sys.argv[1])
+sys.stdout.buffer.write(before + b"\\0" + exposition(process.families()))
+"""
 
 
 def read() -> dict[str, Metric]:
     return read_metrics(exposition(process.families()).decode())
+
+
+def read_twice(change: str) -> tuple[dict[str, Metric], dict[str, Metric]]:
+    """Return what a process tells of itself before and after it has run `change`."""
+    command = [sys.executable, "-c", LOOK_TWICE, change]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, text=True)
+    before, after = done.stdout.split("\0")
+    return read_metrics(before), read_metrics(after)
 
 
 class Families(TestCase):
@@ -35,41 +54,34 @@ class Families(TestCase):
 
     def test_threads(self) -> None:
         """A thread more is one more."""
-        end = threading.Event()
-        thread = threading.Thread(target=end.wait)
-        before = process.threads()
-        thread.start()
-        self.addCleanup(thread.join)
-        self.addCleanup(end.set)
-        self.assertEqual(process.threads(), before + 1)
+        before, after = read_twice("threading.Thread(target=threading.Event().wait, daemon=True).start()")
+        self.assertEqual(after["process_threads"].value(), before["process_threads"].value() + 1)
 
     def test_memory(self) -> None:
-        """Memory is in bytes: 32 MiB more are seen as that."""
-        before = process.resident() or 0
-        kept = b"x" * (32 << 20)
-        grown = (process.resident() or 0) - before
-        self.assertTrue(24 << 20 < grown < 48 << 20, (grown, len(kept)))
+        """Memory is in bytes: 32 MiB more are seen as that, once they are used."""
+        changes = {"kept = b'x' * (32 << 20)": 32 << 20, "import mmap; kept = mmap.mmap(-1, 32 << 20)": 0}
+        for change, expected in changes.items():
+            before, after = read_twice(change)
+            grown = after["process_resident_memory_bytes"].value() - before["process_resident_memory_bytes"].value()
+            self.assertAlmostEqual(grown, expected, delta=8 << 20, msg=change)
 
     @unittest.skipUnless(Path("/proc/self/fd").exists(), "descriptors are only told by /proc")
     def test_descriptors(self) -> None:
-        """A descriptor more is one more; the limit is the one that holds."""
+        """A descriptor more than the usual three is four; the limit is the one that holds."""
         import resource
 
-        before = read()["process_open_fds"].value()
-        opened = os.open(os.devnull, os.O_RDONLY)
-        self.addCleanup(os.close, opened)
-        self.assertEqual(read()["process_open_fds"].value(), before + 1)
-        self.assertEqual(read()["process_max_fds"].value(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        before, after = read_twice("kept = os.open(os.devnull, os.O_RDONLY)")
+        self.assertEqual((before["process_open_fds"].value(), after["process_open_fds"].value()), (3, 4))
+        self.assertEqual(after["process_max_fds"].value(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
     def test_without_proc(self) -> None:
         """Elsewhere than on Linux the most memory ever and Python's threads are told, and descriptors are not."""
-        with mock.patch.object(process, "PROC", Path("/nowhere")):
-            figures = read()
-            self.assertNotIn("process_open_fds", figures)
-            self.assertGreater(figures["process_resident_memory_bytes"].value(), 1 << 20)
-            self.assertEqual(figures["process_threads"].value(), len(sys._current_frames()))
-            with mock.patch.object(process, "resource", None):
-                self.assertNotIn("process_resident_memory_bytes", read())
+        _, elsewhere = read_twice("import pathlib; process.PROC = pathlib.Path('/nowhere')")
+        self.assertNotIn("process_open_fds", elsewhere)
+        self.assertGreater(elsewhere["process_resident_memory_bytes"].value(), 1 << 20)
+        self.assertEqual(elsewhere["process_threads"].value(), 1)
+        with mock.patch.object(process, "PROC", Path("/nowhere")), mock.patch.object(process, "resource", None):
+            self.assertNotIn("process_resident_memory_bytes", read())
 
 
 if __name__ == "__main__":
