@@ -9,8 +9,6 @@ with a scale and a zero point a group of input features: weight = (integer - zer
     gemv    [out, in / 8]  [out, padded groups / 8]  [out, padded groups]   0 1 2 3 4 5 6 7
 """
 
-# mypy: disable-error-code="import-not-found"
-
 from __future__ import annotations
 
 import logging
