@@ -201,6 +201,16 @@ class PerRequest(Shared):
             handler.send_streamed_output({"OUT": text})
 
 
+class Exploding(Shared):
+    """Its generate for the prompt "a" raises before it has touched the streamer."""
+
+    def start(self, prompt: str, streamer: Any, target: Any = None) -> threading.Thread:
+        return super().start(prompt, streamer, self.explode if prompt == "a" else None)
+
+    def explode(self, **kwargs: Any) -> None:
+        raise ValueError("unused kwargs")
+
+
 class Hosted(FakeApp):
     """An app that is an object of a class, as loaded apps are."""
 

@@ -197,6 +197,7 @@ def serving_app(fake: Any, **settings: Any) -> Iterator[Server]:
             server.service.engine.stop(1)
             server.shutdown()
             server.server_close()
+            server._over.set()  # the accept thread ends, and lets go of the server and all that it keeps
 
 
 @contextlib.contextmanager
@@ -492,6 +493,16 @@ def ask(
     """Send one request on a connection of its own and read the whole response."""
     with Client(port) as client:
         return client.request(method, target, body, fields, version).read()
+
+
+class Clock:
+    """Stands for `time` in a module: it stands still unless the test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 class TestCase(unittest.TestCase):

@@ -29,6 +29,7 @@ from tests.engines import Request, idle
 from tests.generating import (
     AsyncTextIteratorStreamer,
     BaseStreamer,
+    Exploding,
     Gates,
     IsolationTest,
     Model,
@@ -520,13 +521,6 @@ class TestDeath(IsolationTest):
     def test_generate_that_raises_before_its_first_put_fails_its_request(self):
         """A thread that never touched the streamer releases its reader, too."""
 
-        class Exploding(Shared):
-            def start(self, prompt, streamer, target=None):
-                return super().start(prompt, streamer, self.explode if prompt == "a" else None)
-
-            def explode(self, **kwargs):
-                raise ValueError("unused kwargs")
-
         class ExplodingPerRequest(Exploding, PerRequest):
             infer = PerRequest.infer
 
@@ -951,18 +945,12 @@ class TestRenewal(IsolationTest):
     def test_streamer_cancelled_before_its_first_put_is_renewed(self):
         """A streamer that was released without ever being fed does not end the next answer before it began."""
 
-        class App(self.Wayward):
+        class App(Exploding, self.Wayward):
             def initialize(self):
                 self.kept = {}
 
             def get_streamer(self):
                 return self.kept.setdefault("streamer", TextIteratorStreamer(Tokenizer(), skip_prompt=True))
-
-            def start(self, prompt, streamer, target=None):
-                return super().start(prompt, streamer, self.explode if prompt == "a" else None)
-
-            def explode(self, **kwargs):
-                raise ValueError("before the first put")
 
         with self.hosting(App) as engine:
             self.assertEqual(Request(engine, "a").done().end, ("error", "app_error"))
@@ -1273,20 +1261,9 @@ class TestKinds(IsolationTest):
         """
 
         @dataclasses.dataclass
-        class Data(BaseStreamer):
+        class Data(plain_streamer(BaseStreamer)):
             texts: Any = dataclasses.field(default_factory=queue.Queue)
             prompted: bool = False
-
-            def put(self, value):
-                if self.prompted:
-                    self.texts.put("".join(value))
-                self.prompted = True
-
-            def end(self):
-                self.texts.put(None)
-
-            def __iter__(self):
-                return iter(self.texts.get, None)
 
         self.assert_stops_and_goes_on(self.app_with(Data))
 
@@ -1321,19 +1298,7 @@ class TestKinds(IsolationTest):
 
         class App(PerRequest):
             def infer(self, inputs, handler):
-                class Own(BaseStreamer):
-                    def __init__(self):
-                        self.texts, self.prompted = queue.Queue(), False
-
-                    def put(self, value):
-                        if self.prompted:
-                            self.texts.put("".join(value))
-                        self.prompted = True
-
-                    def end(self):
-                        self.texts.put(None)
-
-                streamer = Own()
+                streamer = plain_streamer(BaseStreamer)()
                 self.start(inputs["TEXT"], streamer)
                 for text in iter(streamer.texts.get, None):
                     handler.send_streamed_output({"OUT": text})
@@ -1346,19 +1311,7 @@ class TestKinds(IsolationTest):
         def import_transformers():
             module = types.ModuleType("transformers.generation.streamers")
 
-            class Late:
-                def __init__(self):
-                    self.texts, self.prompted = queue.Queue(), False
-
-                def put(self, value):
-                    if self.prompted:
-                        self.texts.put("".join(value))
-                    self.prompted = True
-
-                def end(self):
-                    self.texts.put(None)
-
-            module.Late = Late
+            module.Late = plain_streamer()
             sys.modules[module.__name__] = module
 
         class App(PerRequest):

@@ -22,7 +22,7 @@ from inferless_shim import sse
 from inferless_shim.errors import BadRequest, Gone
 from inferless_shim.outputs import Answer, Dialect, Generate, Native
 from inferless_shim.stream import READ_SIZE, Cancelled, Progress, State, Stream, Subscriber
-from tests.support import MS, PATIENCE, TestCase, about
+from tests.support import MS, PATIENCE, Clock, TestCase, about
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 CAP = 4 * 1024 * 1024
@@ -86,16 +86,6 @@ class Events:
 def noted(cap: int = CAP, dialect: Dialect | None = None) -> tuple[Stream, Events]:
     stream = made(cap, dialect)
     return stream, Events(stream)
-
-
-class Clock:
-    """`time` as the stream sees it: it stands still unless the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Client:

@@ -32,6 +32,7 @@ from tests.engines import Request, idle
 from tests.generating import (
     AsyncTextIteratorStreamer,
     BaseStreamer,
+    Exploding,
     Gates,
     IsolationTest,
     Model,
@@ -720,13 +721,6 @@ class TestShared(IsolationTest):
 
     def test_reader_whose_thread_died_before_its_first_put_is_released(self):
         """Its replica is one of the streamers that are released when a request has failed."""
-
-        class Exploding(Shared):
-            def start(self, prompt, streamer, target=None):
-                return super().start(prompt, streamer, self.explode if prompt == "a" else None)
-
-            def explode(self, **kwargs):
-                raise ValueError("unused kwargs")
 
         with self.hosting(Exploding, concurrency=2) as engine:
             self.gates.hold("b", 1)

@@ -12,16 +12,15 @@ import random
 import re
 import shutil
 import subprocess
-import threading
 import unittest
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.e2e.wire import GATED, Proxy, TestCase, gate, need, served
+from tests.e2e.wire import GATED, Proxy, Serving, TestCase, gate, need, served
 from tests.support import PATIENCE, ask
 
 HERE = Path(__file__).resolve().parent
@@ -298,7 +297,7 @@ class SplitTest(ClientTestCase):
         for name, data in (("fetch-event-source", self.posted), ("eventsource", self.queried)):
             every = splits(data)
             with RecordedServer(data, every) as server:
-                base = f"http://127.0.0.1:{server.server_port}"
+                base = f"http://127.0.0.1:{server.port}"
                 results = node(name, [{"url": f"{base}/{index}"} for index in range(len(every))])
             for at, result in zip(every, results, strict=True):
                 with self.subTest(client=name, at=at if len(at) == 1 else "every byte"):
@@ -319,25 +318,13 @@ def parts(data: bytes, at: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in zip([0, *at], [*at, len(data)], strict=True)]
 
 
-class RecordedServer(ThreadingHTTPServer):
+class RecordedServer(Serving):
     """Answers GET /<n> with `data` split at `every[n]`, a write and a chunk a part; whoever comes back gets 204."""
 
-    request_queue_size = 1024
-
     def __init__(self, data: bytes, every: list[list[int]]) -> None:
-        super().__init__(("127.0.0.1", 0), RecordedHandler)
+        super().__init__(RecordedHandler)
         self.data = data
         self.every = every
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> RecordedServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
 
 
 class RecordedHandler(BaseHTTPRequestHandler):

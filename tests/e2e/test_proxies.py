@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from tests.corpus import CASES, Case
 from tests.e2e.proxies import Haproxy, Nginx, ProxyProcess, UnixClient
-from tests.e2e.wire import TestCase, served
+from tests.e2e.wire import Serving, TestCase, served
 from tests.fuzz import reference
 from tests.support import PATIENCE, ROOT, eventually, serving
 from tests.test_corpus import Answer, NoAnswerError, parse_answers
@@ -31,29 +31,15 @@ PROXY_ID = re.compile(rb"px-[0-9a-f-]{32,36}")
 SILENCE = "1s"  # how long a proxy waits for the rest of what a client sends
 
 
-class Recorder(socketserver.ThreadingTCPServer):
+class Recorder(Serving):
     """Carries bytes between a proxy and `port`, and keeps what went up and what came down, connection by connection."""
 
-    daemon_threads = True
-    request_queue_size = 1024
-
     def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), Carrier)
-        self.port: int = self.server_address[1]
+        super().__init__(Carrier)
         self.server_port = port
         self.records: list[tuple[bytearray, bytearray]] = []
         self.running = 0
         self.lock = threading.Lock()  # guards running
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> Recorder:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-        self._thread.join()
 
 
 class Carrier(socketserver.BaseRequestHandler):

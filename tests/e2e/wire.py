@@ -81,26 +81,18 @@ def gate() -> Iterator[Gate]:
         yield Gate(file.name)
 
 
-class Proxy(socketserver.ThreadingTCPServer):
-    """A TCP proxy to `port` on this machine. `received` is all that came down through it.
-
-    A request with the field `X-Cut: n` has its connection cut after n bytes of the response: by a close if n is even,
-    by a reset if it is odd. `watch` is called with `received` whenever it grew, before the client has the news.
-    """
+class Serving(socketserver.ThreadingTCPServer):
+    """A server on a free port of this machine, `port`, that runs on a thread of its own inside its context."""
 
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, port: int, watch: Callable[[bytes], None] = lambda received: None) -> None:
-        super().__init__(("127.0.0.1", 0), Carrier)
+    def __init__(self, handler: type[socketserver.BaseRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.port: int = self.server_address[1]
-        self.server_port = port
-        self.watch = watch
-        self.received = b""
-        self.lock = threading.Lock()  # guards received
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self: T) -> T:
         self._thread.start()
         return self
 
@@ -108,6 +100,21 @@ class Proxy(socketserver.ThreadingTCPServer):
         self.shutdown()
         self.server_close()
         self._thread.join()
+
+
+class Proxy(Serving):
+    """A TCP proxy to `port` on this machine. `received` is all that came down through it.
+
+    A request with the field `X-Cut: n` has its connection cut after n bytes of the response: by a close if n is even,
+    by a reset if it is odd. `watch` is called with `received` whenever it grew, before the client has the news.
+    """
+
+    def __init__(self, port: int, watch: Callable[[bytes], None] = lambda received: None) -> None:
+        super().__init__(Carrier)
+        self.server_port = port
+        self.watch = watch
+        self.received = b""
+        self.lock = threading.Lock()  # guards received
 
     def note(self, data: bytes) -> None:
         with self.lock:
