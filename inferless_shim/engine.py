@@ -332,6 +332,8 @@ class Engine:
             # Ours, then; but whoever waits must not wait for ever.
             log.exception("loading failed")
             failed = StartupError(app_raised(error))
+        if failed is not None and self.loaded.is_set():  # the first time, cli says so
+            log.error("%s", failed)
         with self.lock:
             self._backlog.batch = max(1, self.app.flags.batch_size)
             self._backlog.window = self.app.flags.batch_window / 1000 if self.app.batched else 0.0
@@ -354,9 +356,7 @@ class Engine:
         if isinstance(todo, Run):
             self._execute(todo)
         elif todo is State.LOADING:
-            failed = self._load()
-            if failed is not None:
-                log.error("%s", failed)
+            self._load()
         elif todo is State.UNLOADING:
             self._unload()
         return todo is not None
