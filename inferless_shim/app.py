@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .archive import Archive
 from .config import Settings
 from .connection import Connection, peer_address
 from .engine import FINALIZE_TIME
@@ -56,8 +57,8 @@ class Server(socketserver.TCPServer):
     # Only Windows takes this for leave to steal a port that is in use.
     allow_reuse_address = True
 
-    def __init__(self, settings: Settings, app: App) -> None:
-        self.service = Service(settings, app)
+    def __init__(self, settings: Settings, app: App, archive: Archive | None = None) -> None:
+        self.service = Service(settings, app, archive)
         self.routes = Routes(self.service)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None or settings.tls_key is not None:
@@ -66,7 +67,10 @@ class Server(socketserver.TCPServer):
             self.certificate = read_certificate(settings)
             self.service.reload.append(self.certificate.reload)
         self._connect = Connection if self.certificate is None else self.certificate.connect
-        self.max_connections = fit_descriptors(settings.max_connections)
+        # With a journal, a file for each stream that runs, and for each client that is sent one from disk.
+        files = settings.concurrency + settings.queue + settings.max_connections
+        journaled = files if settings.log_dir is not None else 0
+        self.max_connections = fit_descriptors(settings.max_connections, DESCRIPTORS_SPARE + journaled)
         self._lock = threading.Lock()  # guards _handlers
         self._handlers: dict[Handler, threading.Thread] = {}
         self._refusals = Refusals()
@@ -170,6 +174,11 @@ class Server(socketserver.TCPServer):
         log.warning("a connection was dropped", exc_info=True)
 
     def server_close(self) -> None:
+        """Close the listener, once nobody accepts any more; who is connected by then is accepted here, not reset."""
+        with contextlib.suppress(OSError):  # no more of them, or closed before
+            self.socket.setblocking(False)
+            while True:
+                self.process_request(*self.get_request())
         super().server_close()
         self._refusals.close()
 
@@ -236,10 +245,15 @@ class Server(socketserver.TCPServer):
         self._end_streams()
 
     def _end_streams(self) -> None:
-        """End what runs or waits, and wait until its clients have all that is logged."""
+        """End what runs or waits, and wait until its clients and the archive have all that is logged."""
         for stream in self.service.store.running():
             stream.fail("shutting_down", "The server is shutting down; start a new request.")
+        archive = self.service.store.archive
+        if archive is not None:
+            archive.sever()
         wait_until(self._is_deserted, FLUSH_TIME)
+        if archive is not None:
+            archive.close(FLUSH_TIME)
 
     def _is_deserted(self, *, new: bool = True) -> bool:
         """Whether no connection is left, once those that want nothing have been ended, also those that are `new`."""
@@ -271,19 +285,19 @@ def wait_until(condition: Callable[[], object], timeout: float) -> bool:
     return True
 
 
-def fit_descriptors(max_connections: int) -> int:
+def fit_descriptors(max_connections: int, spare: int = DESCRIPTORS_SPARE) -> int:
     """Raise the soft limit on descriptors to the hard one; return how many connections fit, and say if it is fewer."""
     if resource is None:
         return max_connections
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max_connections * DESCRIPTORS_EACH + DESCRIPTORS_SPARE
+    wanted = max_connections * DESCRIPTORS_EACH + spare
     if limit == resource.RLIM_INFINITY:
         return max_connections
     higher = max(limit, wanted) if hard == resource.RLIM_INFINITY else hard
     with contextlib.suppress(ValueError, OSError):  # macOS refuses more than its kernel's own limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (higher, hard))
         limit = higher
-    fitting = max(1, (limit - DESCRIPTORS_SPARE) // DESCRIPTORS_EACH)
+    fitting = max(1, (limit - spare) // DESCRIPTORS_EACH)
     if fitting < max_connections:
         log.warning("only %d connections at once: the limit of open files is %d (ulimit -n)", fitting, limit)
     return min(max_connections, fitting)

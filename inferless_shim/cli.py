@@ -16,7 +16,8 @@ from typing import Any
 
 from . import allocator, sdk
 from .app import Server
-from .config import read_settings
+from .archive import Archive
+from .config import Settings, read_settings
 from .errors import StartupError
 from .extras import awq
 from .loader import read_app
@@ -175,7 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
             return leave(check(settings))
         allocator.bound_arenas()
         app = read_app(settings)
-        server = Server(settings, app)
+        archive = make_archive(settings, app.name)
+        server = Server(settings, app, archive)
+        if archive is not None:
+            archive.start()
         signals.reload_on_hangup(server.service.reload)
         awq.install()
         return serve(server, signals)
@@ -185,6 +189,19 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             log.error("%s", error)
         return leave(EXIT_STARTUP)
+
+
+def make_archive(settings: Settings, model: str) -> Archive | None:
+    """Make what keeps streams beyond this process, if that is asked for. Raises StartupError."""
+    if settings.log_dir is not None:
+        from .journal import Journal  # who keeps no journal need not load it
+
+        return Journal(settings, model)
+    if settings.log is not None:
+        from .extras import valkey
+
+        return valkey.connect(settings, model)
+    return None
 
 
 def serve(server: Server, signals: Signals) -> int:

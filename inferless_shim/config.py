@@ -187,6 +187,21 @@ def log_format(text: str) -> str:
     return text
 
 
+def log_sync(text: str) -> str:
+    """Read when the journal is synced. Raises ValueError."""
+    if text not in ("off", "interval", "always"):
+        raise ValueError(f"{text!r} is none of off, interval, always")
+    return text
+
+
+def store_url(text: str) -> str:
+    """Read the address of a Valkey or Redis. Raises ValueError, which never shows the password in it."""
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in ("redis", "rediss") or not rest:
+        raise ValueError("a store's address begins with redis:// or rediss://, such as redis://localhost:6379/0")
+    return text
+
+
 def setting(default: Any, read: Callable[[str], Any], group: str, metavar: str, text: str) -> Any:
     return field(default=default, metadata={"read": read, "group": group, "metavar": metavar, "help": text})
 
@@ -291,6 +306,28 @@ class Settings:
         1 * MIB, positive_size, "streams", "BYTES", "largest single event; a larger one raises in the app"
     )
 
+    # None: a stream is forgotten with its process.
+    log_dir: Path | None = setting(
+        None, resolved_path, "keeping", "DIR", "write streams behind their events to files in DIR, for the next process"
+    )
+    # A crash of the machine, not of the process, loses at most a second.
+    log_sync: str = setting(
+        "interval", log_sync, "keeping", "WHEN",
+        "sync these files: off, interval (once a second), or always, before clients see an event",
+    )  # fmt: skip
+    # Ten million tokens.
+    log_dir_total: int = setting(
+        1024 * MIB, positive_size, "keeping", "BYTES", "what is kept in DIR of all streams together"
+    )
+    # None: a stream can be followed on the replica that runs it alone.
+    log: str | None = setting(
+        None, store_url, "keeping", "URL", "share streams with other replicas: redis://host:6379/0, rediss:// over TLS"
+    )
+    # A pause of the whole process, as by the garbage collector or a loaded machine, must not end its streams.
+    log_lease: float = setting(
+        10.0, positive_seconds, "keeping", "S", "how long after a replica's death its streams are called interrupted"
+    )
+
 
 GROUPS = {
     "app": "the app",
@@ -298,6 +335,7 @@ GROUPS = {
     "access": "who may call",
     "running": "running the app",
     "streams": "streams",
+    "keeping": "what outlives the process",
 }
 DESCRIPTION = "Serve an Inferless app: JSON in, resumable Server-Sent Events out."
 EPILOG = """\
@@ -383,6 +421,8 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
     if "model" not in given:
         parser.error("which app? Give its folder: --model models/echo")
     settings = Settings(**given)
+    if settings.log_dir is not None and settings.log is not None:
+        parser.error("streams are kept in one place: choose --log-dir (one machine) or --log (several replicas)")
     least = settings.max_body * BODY_FACTOR
     if "body_total" in given and settings.body_total < least:
         parser.error(

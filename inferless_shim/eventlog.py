@@ -7,6 +7,7 @@ newest event is always kept whole. The final `0\\r\\n\\r\\n` is not in the log.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from bisect import bisect_right
 
@@ -14,6 +15,8 @@ from bisect import bisect_right
 # malloc, which several threads have arenas of, keeps the holes: measured, twice the cap.
 BLOCK_SIZE = 64 * 1024
 BLOCKS = 8  # at least, in a log that is full
+# A log that is copied elsewhere keeps what was not copied yet until it is this many times its cap.
+PATIENCE = 2
 
 
 class Block:
@@ -29,10 +32,14 @@ class Block:
 
 
 class EventLog:
-    """Bytes from `start` to `end`; events from `first` to `last`, counted from 1. Needs its stream's lock."""
+    """Bytes from `start` to `end`; events from `first` to `last`, counted from 1. Needs its stream's lock.
+
+    `copied` is the event up to which there is a copy elsewhere: what comes after it is forgotten last.
+    """
 
     def __init__(self, cap: int) -> None:
         self.cap = cap
+        self.copied = sys.maxsize  # nobody copies it: everything may be forgotten
         self.end = 0
         self.last = 0
         self._blocks = [Block(1, 0)]
@@ -51,6 +58,11 @@ class EventLog:
         """The number of the first event kept; `last + 1` if there is none."""
         return self._blocks[0].first
 
+    def begin(self, first: int) -> None:
+        """Begin with event `first`, before anything is appended: those before it are forgotten already."""
+        self.last = first - 1
+        self._blocks = [Block(first, 0)]
+
     def append(self, frame: bytes) -> None:
         """Add the frame of event `last + 1`; forget the oldest events past the cap."""
         block = self._blocks[-1]
@@ -64,8 +76,10 @@ class EventLog:
             self.trim()
 
     def trim(self) -> None:
-        """Forget the oldest blocks until the cap holds or only the newest is left."""
+        """Forget the oldest blocks until the cap holds, only the newest is left, or one comes that is not copied."""
         while len(self) > self.cap and len(self._blocks) > 1:
+            if self._blocks[1].first - 1 > self.copied and len(self) <= self.cap * PATIENCE:
+                return
             del self._blocks[0]
 
     def position_after(self, number: int) -> int | None:
@@ -92,13 +106,28 @@ class EventLog:
             data += self._blocks[index].frames[: limit - len(data)]
         return data
 
-    def read_payloads(self, position: int, limit: int) -> tuple[bytes, int]:
+    def read_after(self, number: int, limit: int) -> tuple[bytes | bytearray, int]:
+        """Copy the whole frames of some events after `number`, all of which must be kept; return the last one's number.
+
+        There are as many as fit into `limit` bytes and lie together, but at least one; none if `number` is the last.
+        """
+        if number == self.last:
+            return b"", number
+        block = self._blocks[bisect_right(self._blocks, number + 1, key=lambda block: block.first) - 1]
+        index = number + 1 - block.first
+        start = block.ends[index - 1] if index else 0
+        stop = max(index + 1, bisect_right(block.ends, start + limit))
+        return block.frames[start : block.ends[stop - 1]], block.first + stop - 1
+
+    def read_payloads(self, position: int, limit: int, last: int | None = None) -> tuple[bytes, int]:
         """Copy at most `limit` bytes of events without chunk framing; return them and where they end.
 
-        `position` must be the end of an event, or where such a copy has ended. For HTTP/1.0, which has no chunks.
+        `position` must be the end of an event, or where such a copy has ended, and `last` (the log's end, if not given)
+        the end of one. For HTTP/1.0, which has no chunks.
         """
         payloads = bytearray()
-        while position < self.end and len(payloads) < limit:
+        last = self.end if last is None else last
+        while position < last and len(payloads) < limit:
             block = self._blocks[self._block_at(position)]
             begin = position - block.start
             index = bisect_right(block.ends, begin)
@@ -109,7 +138,7 @@ class EventLog:
                 stop = min(end - 2, begin + limit - len(payloads))
                 payloads += block.frames[begin:stop]
                 begin = start = end if stop == end - 2 else stop
-                if len(payloads) >= limit:
+                if len(payloads) >= limit or block.start + begin >= last:
                     break
             position = block.start + begin
         return bytes(payloads), position

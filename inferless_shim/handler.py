@@ -31,6 +31,7 @@ from .outcomes import (
     Reply,
     answer,
     error_reply,
+    nothing_follows,
     stream_fields,
     usable_id,
 )
@@ -253,7 +254,7 @@ class Handler:
             tell_place=outcome.tell_place,
         )
         if progress is None:
-            return self._carry_out(turn, Reply(204, fields=stream_fields(stream)))
+            return self._carry_out(turn, nothing_follows(stream, outcome.number))
         if progress is not Progress.ENDED:
             return After.BREAK
         if chunked:

@@ -11,7 +11,7 @@ from .budget import Hold
 from .errors import AppFailed, BadRequest, InferTimeout, ShimError, Unavailable
 from .http1 import Request
 from .outputs import JSON
-from .stream import Stream
+from .stream import INTERRUPTED, Stream
 from .tracing import Trace
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -67,10 +67,21 @@ Outcome = Reply | Follow | Await
 
 
 def followed(stream: Stream, number: int, *, id_first: bool = False) -> Outcome:
-    """Follow from event `number`, or 204 if nothing comes after it: what makes an EventSource stop."""
+    """Follow from event `number`, if anything comes after it."""
     if not stream.can_follow(number):
-        return Reply(204, fields=stream_fields(stream))
+        return nothing_follows(stream, number)
     return Follow(stream, number, id_first and number == 0)
+
+
+def nothing_follows(stream: Stream, number: int) -> Reply:
+    """Answer a client that has all events: 204, which makes an EventSource stop.
+
+    One that has seen more than is left of an interrupted stream is told so instead (CONTRACT.md §8).
+    """
+    told = stream.told_past(number)
+    if told is None:
+        return Reply(204, fields=stream_fields(stream))
+    return Reply(200, told, EVENT_STREAM, [("Cache-Control", "no-cache, no-transform"), *stream_fields(stream)])
 
 
 def accepted(stream: Stream, location: str) -> Reply:
@@ -90,7 +101,7 @@ def answer(stream: Stream) -> Reply:
     code, message = stream.failure
     if code == "timeout":
         raise InferTimeout(message)
-    if code in ("cancelled", "shutting_down"):
+    if code in ("cancelled", "shutting_down", INTERRUPTED):
         raise Unavailable(message)
     if code == BadRequest.code:  # it asked for an output that the app does not have
         raise BadRequest(message)

@@ -203,17 +203,24 @@ def app_raised(error: BaseException) -> str:
 
 
 class Dialect(Protocol):
-    """How a stream's events look. Each method returns an event's lines after its id, or nothing where none is sent."""
+    """How a stream's events look. Each method returns an event's lines after its id, or nothing where none is sent.
+
+    `kind` is what another process knows it by (see `dialect_of`); `events` is how many an interrupted stream has left.
+    """
+
+    kind: str
 
     def event(self, output: dict[str, Any]) -> bytes: ...
 
     def done(self, events: int, seconds: float) -> bytes | None: ...
 
-    def error(self, code: str, message: str) -> bytes: ...
+    def error(self, code: str, message: str, *, events: int | None = None) -> bytes: ...
 
 
 class Native:
     """`data:` is exactly the app's dict; the last event is `done` or `error`."""
+
+    kind = "native"
 
     def event(self, output: dict[str, Any]) -> bytes:
         return b"data: %b\n\n" % encode(output)
@@ -221,14 +228,18 @@ class Native:
     def done(self, events: int, seconds: float) -> bytes | None:
         return sse.body(encode({"events": events, "seconds": round(seconds, 3)}), "done")
 
-    def error(self, code: str, message: str) -> bytes:
-        return sse.body(encode({"error": error_text(message), "code": code}), "error")
+    def error(self, code: str, message: str, *, events: int | None = None) -> bytes:
+        more = {} if events is None else {"events": events}
+        return sse.body(encode({"error": error_text(message), "code": code, **more}), "error")
 
 
 class Generate:
     """Triton's generate extension: each `data:` names model and version; the end of the body is the end."""
 
+    kind = "generate"
+
     def __init__(self, model: str) -> None:
+        self.model = model
         self.names = {"model_name": model, "model_version": VERSION}
         self._tail = encode(self.names)[1:]
 
@@ -242,7 +253,7 @@ class Generate:
     def done(self, events: int, seconds: float) -> bytes | None:
         return None
 
-    def error(self, code: str, message: str) -> bytes:
+    def error(self, code: str, message: str, *, events: int | None = None) -> bytes:
         return sse.body(encode({"error": error_text(message)}))
 
 
@@ -251,6 +262,7 @@ class Watched:
 
     def __init__(self, dialect: Dialect, watch: Callable[[dict[str, Any]], None]) -> None:
         self.event: Callable[[dict[str, Any]], bytes] = self._first
+        self.kind = dialect.kind
         self.done, self.error = dialect.done, dialect.error
         self._dialect = dialect
         self._watch = watch
@@ -260,3 +272,13 @@ class Watched:
         self._watch(output)
         self.event = self._dialect.event
         return lines
+
+
+def dialect_of(kind: str, model: str) -> Dialect | None:
+    """Return the dialect of this kind, for a stream that another process began; None if it is no stream.
+
+    Raises ValueError for a kind that is unknown here.
+    """
+    if kind not in (Native.kind, Generate.kind, ""):
+        raise ValueError(f"{kind!r} is no dialect of this version")
+    return Native() if kind == Native.kind else Generate(model) if kind else None

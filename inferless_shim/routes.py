@@ -22,7 +22,6 @@ from .outcomes import (
     Outcome,
     Reply,
     error_reply,
-    followed,
     json_reply,
     stream_fields,
 )
@@ -236,7 +235,7 @@ class Routes:
             if event_id.stream != stream.id:
                 raise BadRequest("The last event id is another stream's; send back the id of this stream's last event.")
             number = event_id.number
-        outcome = followed(stream, number)
+        outcome = self.starts.followed(stream, number)
         if exchange.request.method == "HEAD" and isinstance(outcome, Follow):
             return Reply(200, content_type=EVENT_STREAM, fields=stream_fields(stream))
         return outcome
@@ -244,7 +243,7 @@ class Routes:
     def cancel(self, exchange: Exchange) -> Reply:
         stream = self.service.store.get(exchange.params["stream"], exchange.client.owner)
         if not stream.fail("cancelled", "The stream was cancelled on request.", cause="deleted"):
-            self.service.store.forget(stream)
+            self.service.store.delete(stream)
         return Reply(204)
 
 

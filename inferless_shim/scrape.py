@@ -9,7 +9,7 @@ from .engine import Engine
 from .metrics import Family, counter, exposition, gauge, labelled
 from .service import Service
 from .store import Store
-from .stream import State
+from .tally import State
 from .totals import CAUSES
 
 STATES = ("loading", "ready", "draining", "stuck", "unloading", "unloaded")
@@ -28,6 +28,8 @@ def families(service: Service) -> Iterator[Family]:
     yield from of_traffic(service)
     yield from of_streams(service.store)
     yield from of_engine(service.engine)
+    if service.store.archive is not None:
+        yield from service.store.archive.families()
     yield from process.families()
 
 

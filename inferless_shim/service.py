@@ -7,6 +7,7 @@ from enum import Enum
 
 from .access import Traffic
 from .admission import Admission
+from .archive import Archive
 from .budget import Budget
 from .clients import Clients
 from .config import Settings
@@ -30,11 +31,11 @@ class Service:
     `reload` is what SIGHUP asks for: what reads a file again, on the main thread, and keeps what it had if that fails.
     """
 
-    def __init__(self, settings: Settings, app: App) -> None:
+    def __init__(self, settings: Settings, app: App, archive: Archive | None = None) -> None:
         self.settings = settings
         self.app = app
         self.engine = Engine(app, settings)
-        self.store = Store(settings)
+        self.store = Store(settings, archive)
         self.budget = Budget(settings.body_total)
         self.admission = Admission(settings, self.store)
         self.clients = Clients(settings.max_connections_per_client, self.admission.proxies.trusts)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import answers, outputs, protocol, queries, sse
-from .errors import Unavailable
+from .errors import Gone, Unavailable
+from .idempotency import IdempotencyKey
 from .job import Job
 from .outcomes import Await, Exchange, Follow, Outcome, accepted, followed, usable_id
 from .outputs import Answer
 from .service import SHUTTING_DOWN, Service
-from .store import IdempotencyKey
 from .stream import Stream
 
 LAST_EVENT_ID = "last_event_id"
@@ -68,7 +68,7 @@ class Starts:
             return accepted(stream, self.service.admission.location(stream.id, stream.owner))
         if new:
             return Follow(stream, 0, id_first, reserved.get("progress") == "1")
-        return followed(stream, 0, id_first=id_first)
+        return self.followed(stream, 0, id_first=id_first)
 
     def last_event_id(self, exchange: Exchange) -> str | None:
         """Return where the client is: the header wins over the query, where the app may have an input of that name."""
@@ -83,7 +83,17 @@ class Starts:
         exchange.resumes = True
         event_id = sse.parse_event_id(last_event_id)
         stream = self.service.store.get(event_id.stream, exchange.client.owner)
-        return followed(stream, event_id.number, id_first=id_first)
+        return self.followed(stream, event_id.number, id_first=id_first)
+
+    def followed(self, stream: Stream, number: int, *, id_first: bool = False) -> Outcome:
+        """Follow from event `number`; what memory has lost of an ended stream may be in the archive. Raises Gone."""
+        try:
+            return followed(stream, number, id_first=id_first)
+        except Gone:
+            whole = self.service.store.whole(stream)
+            if whole is None:
+                raise
+            return followed(whole, number, id_first=id_first)
 
     def _open(self, exchange: Exchange, dialect: outputs.Dialect | None, detached: bool) -> tuple[Stream, bool]:
         """Return the stream that the Idempotency-Key made before, or a new one with a place in the queue reserved.
@@ -93,31 +103,38 @@ class Starts:
         """
         key = idempotency_key(exchange)
         if key is None:
-            return self._open_new(exchange, None, dialect, detached), True
+            return self._open_new(exchange, None, dialect, detached)
         known = self.service.store.claim(key)
         if known is not None:
             return known, False
         try:
-            return self._open_new(exchange, key, dialect, detached), True
+            return self._open_new(exchange, key, dialect, detached)
         finally:
             self.service.store.let_go(key)
 
     def _open_new(
         self, exchange: Exchange, key: IdempotencyKey | None, dialect: outputs.Dialect | None, detached: bool
-    ) -> Stream:
-        """Make a stream, with a place in the queue reserved for its job. Raises Unavailable (503)."""
+    ) -> tuple[Stream, bool]:
+        """Make a stream, with a place in the queue reserved for its job; or find that its key has one elsewhere.
+
+        Raises Unavailable (503).
+        """
         self.service.check_ready()
         self.service.engine.reserve()
         try:
             stream = self.service.store.open(dialect, key, owner=exchange.client.owner, detached=detached)
-            if self.service.draining:  # looked at again: a drain that has begun since may have missed it
+            if (
+                self.service.draining and not stream.elsewhere
+            ):  # looked at again: a drain that has begun since may have missed it
                 stream.fail("shutting_down", "The server is shutting down.")
-                self.service.store.forget(stream)
+                self.service.store.delete(stream)
                 raise Unavailable(SHUTTING_DOWN)
         except BaseException:
             self.service.engine.release()
             raise
-        return stream
+        if stream.elsewhere:
+            self.service.engine.release()
+        return stream, not stream.elsewhere
 
     def _learning(self, render: Render) -> Render:
         """Return `render`, after which the metadata knows what was rendered."""

@@ -1,7 +1,8 @@
 """Streams by id: what is kept, for how long, and what is forgotten first.
 
 `Store.lock` guards the dict of streams and the idempotency keys; nothing under it takes a stream's lock. Memory is
-bounded by `--max-streams` and `--log-total`: the oldest finished stream goes first.
+bounded by `--max-streams` and `--log-total`: the oldest finished stream goes first. What is not here may still be in
+the archive, which is asked without the lock.
 """
 
 from __future__ import annotations
@@ -11,52 +12,33 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from .allocator import Freed
+from .archive import Archive
 from .config import Settings
-from .errors import BadRequest, Gone, NotFound, Unavailable, UnprocessableContent
+from .copies import CopiedStream
+from .errors import Gone, NotFound, Unavailable
+from .idempotency import IdempotencyKey
 from .outputs import Dialect
-from .stream import State, Stream
+from .stream import INTERRUPTED, Stream
+from .tally import State
 from .totals import Totals
 
 # How many forgotten ids are still answered 410 rather than 404: 1 MB of ids.
 FORGOTTEN_KEPT = 10_000
-MAX_IDEMPOTENCY_KEY = 255
 # How long a new stream waits for the client that asked for it, which attaches at once, even where linger is shorter.
 FIRST_FOLLOWER = 10.0
 
 
-@dataclass(frozen=True)
-class IdempotencyKey:
-    """A client's key for one POST, and what the POST was: its route and the hash of its body.
-
-    Two owners may use the same value, and know nothing of each other.
-    """
-
-    value: str
-    fingerprint: bytes
-    owner: str = ""
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """What another request with the same key has in common with this one."""
-        return self.owner, self.value
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.value) <= MAX_IDEMPOTENCY_KEY or not self.value.isprintable():
-            raise BadRequest(
-                f"Idempotency-Key must be 1 to {MAX_IDEMPOTENCY_KEY} printable characters; a UUID is usual."
-            )
-
-
 class Store:
-    """Every stream that can be followed or replayed."""
+    """Every stream that can be followed or replayed; with an `archive`, also those of other processes."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, archive: Archive | None = None) -> None:
         self.settings = settings
+        self.archive = archive
         self.lock = threading.Lock()
         self._streams: dict[str, Stream] = {}  # in the order of creation
+        self._opening = 0  # how many are about to be in there
         self._keys: dict[tuple[str, str], tuple[IdempotencyKey, Stream]] = {}  # by place
         self._key_of: dict[str, tuple[str, str]] = {}  # stream id -> place of its key
         self._claimed: set[tuple[str, str]] = set()  # places of keys whose streams are being opened
@@ -76,9 +58,11 @@ class Store:
     ) -> Stream:
         """Make a stream; a `key` that was claimed leads to it from now on.
 
-        Raises Unavailable (503) when `--max-streams` streams are all running.
+        Return it; or, if the key has made one in another process meanwhile, that one, which is `elsewhere`.
+        Raises Unavailable (503) when `--max-streams` streams are all running, and what `Archive.open` raises.
         """
-        stream = Stream(
+        make = Stream if self.archive is None else CopiedStream
+        stream = make(
             dialect,
             log_cap=self.settings.log_cap,
             retry=self.settings.retry,
@@ -86,8 +70,25 @@ class Store:
             keyed=key is not None,
             detached=detached,
         )
+        self._take_place()
+        elsewhere: Stream | None = None
+        opened = False
+        try:
+            # An answer that nobody can ask for again ends with its request.
+            if self.archive is not None and isinstance(stream, CopiedStream) and (dialect is not None or key):
+                elsewhere = self.archive.open(stream, key)
+            opened = elsewhere is None
+        finally:
+            with self.lock:  # in one step, so that there is never one too many
+                self._opening -= 1
+                if opened:
+                    self._add(stream, key)
+        return elsewhere or stream
+
+    def _take_place(self) -> None:
+        """Have room for one more stream. Raises Unavailable (503)."""
         with self.lock:
-            if len(self._streams) >= self.settings.max_streams:
+            if len(self._streams) + self._opening >= self.settings.max_streams:
                 oldest = self._oldest_ended()
                 if oldest is None:
                     raise Unavailable(
@@ -95,11 +96,7 @@ class Store:
                         "(--max-streams bounds them)."
                     )
                 self._forget(oldest)
-            self._streams[stream.id] = stream
-            if key is not None:
-                self._keys[key.place] = (key, stream)
-                self._key_of[stream.id] = key.place
-        return stream
+            self._opening += 1
 
     def claim(self, key: IdempotencyKey) -> Stream | None:
         """Return the stream that `key` made; if none did, the key is the caller's until it has let go of it.
@@ -113,7 +110,15 @@ class Store:
             known = self._find(key)
             if known is None:
                 self._claimed.add(key.place)
-            return known
+        if known is None and self.archive is not None:
+            try:
+                known = self.archive.claimed(key)
+            except BaseException:
+                self.let_go(key)
+                raise
+            if known is not None:
+                self.let_go(key)
+        return known
 
     def let_go(self, key: IdempotencyKey) -> None:
         """Give up a claim, after the stream was opened, or because none was."""
@@ -125,23 +130,45 @@ class Store:
         """Return whose stream this is, as long as it is kept; else None."""
         with self.lock:
             stream = self._streams.get(stream_id)
-            return stream.owner if stream is not None and stream.dialect is not None else None
+            if stream is not None and stream.dialect is not None:
+                return stream.owner
+        return self.archive.owner(stream_id) if self.archive is not None else None
 
     def get(self, stream_id: str, owner: str = "") -> Stream:
         """Return the stream of this owner; another's is unknown, kept or forgotten.
 
-        Raises Gone (410) if it was forgotten lately, NotFound (404) if it is unknown.
+        Raises Gone (410) if it was forgotten lately, NotFound (404) if it is unknown, Unavailable (503) if only other
+        processes know and cannot be asked.
         """
         with self.lock:
             stream = self._streams.get(stream_id)
-            if stream is not None and stream.dialect is not None and stream.owner == owner:
-                return stream
+            if stream is not None and (stream.dialect is None or stream.owner != owner):
+                stream = None
+        # Of one that others took for dead, they tell the end.
+        if (stream is None or stream.cause == INTERRUPTED) and self.archive is not None:
+            stream = self.archive.find(stream_id, owner) or stream
+        if stream is not None:
+            return stream
+        with self.lock:
             if self._forgotten.get(stream_id) == owner:
                 raise Gone("This stream is no longer kept; start a new request (--retention says how long one is).")
         raise NotFound("There is no such stream; start a new request.")
 
+    def whole(self, stream: Stream) -> Stream | None:
+        """Return the same stream with all its events, if the archive has those that memory has lost."""
+        if self.archive is None or stream.elsewhere or stream.is_open:
+            return None
+        return self.archive.find(stream.id, stream.owner)
+
+    def delete(self, stream: Stream) -> None:
+        """Drop an ended stream, wherever it is kept; its id answers 410 from here on."""
+        self.forget(stream)
+        if self.archive is not None:
+            self.archive.delete(stream)
+            self._remember_forgotten([(stream.id, stream.owner)])
+
     def forget(self, stream: Stream) -> None:
-        """Drop an ended stream now; its id answers 410 from here on."""
+        """Drop an ended stream from memory now; its id answers 410 from here on, unless the archive keeps it."""
         with self.lock:
             self._forget(stream)
 
@@ -176,6 +203,8 @@ class Store:
                 if stream.ended is not None and now - stream.ended >= self.settings.retention:
                     self._forget(stream)
         self._hold_total()
+        if self.archive is not None:
+            self._remember_forgotten(self.archive.sweep(now))
         with self.lock:
             given_up, self._given_up = self._given_up, 0
         self.freed.add(given_up)
@@ -201,19 +230,30 @@ class Store:
             for stream in running:
                 stream.shrink(largest)
 
+    def _remember_forgotten(self, forgotten: Iterable[tuple[str, str]]) -> None:
+        with self.lock:
+            for stream_id, owner in forgotten:
+                stream = self._streams.get(stream_id)
+                if stream is not None and not stream.is_open:  # another process has deleted it
+                    self._forget(stream)
+                self._remember(stream_id, owner)
+
     # ---- Needs self.lock
+
+    def _add(self, stream: Stream, key: IdempotencyKey | None) -> None:
+        self._streams[stream.id] = stream
+        if key is not None:
+            self._keys[key.place] = (key, stream)
+            self._key_of[stream.id] = key.place
 
     def _find(self, key: IdempotencyKey) -> Stream | None:
         known = self._keys.get(key.place)
         if known is None:
             return None
-        if known[0].fingerprint != key.fingerprint:
-            raise UnprocessableContent(
-                "This Idempotency-Key was used for another route or body; use a new key for a new request."
-            )
+        key.check(known[0].fingerprint)
         stream = known[1]
-        if stream.dialect is None and stream.state is State.CANCELLED:
-            # Its client had gone, and nothing can be replayed: the client's retry begins anew.
+        if stream.cause == INTERRUPTED or (stream.dialect is None and stream.state is State.CANCELLED):
+            # Others took us for dead; or its client had gone, and nothing can be replayed: the retry begins anew.
             self._forget(stream)
             return None
         return stream
@@ -240,7 +280,10 @@ class Store:
         if place is not None:
             del self._keys[place]
         if stream.dialect is not None:  # no client was ever told the id of an answer
-            self._forgotten[stream.id] = stream.owner
+            self._remember(stream.id, stream.owner)
+
+    def _remember(self, stream_id: str, owner: str) -> None:
+        self._forgotten[stream_id] = owner
         while len(self._forgotten) > FORGOTTEN_KEPT:
             self._forgotten.popitem(last=False)
 

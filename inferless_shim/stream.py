@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_left
-from enum import Enum, auto
-from typing import NamedTuple
 
 from . import sse
 from .errors import BadRequest, Gone
 from .eventlog import EventLog
 from .outputs import NO_ANSWER, Answer, Dialect
 from .subscriber import Progress, Subscriber
+from .tally import HURRY_INTERVAL, State, Tally, Timing
 
 # What one send may take under the lock: as much as a stream's socket buffers (SO_SNDBUF).
 READ_SIZE = 64 * 1024
@@ -26,11 +24,9 @@ READ_SIZE = 64 * 1024
 # they fill a batch or the last send was a while ago; whatever is held back when the producer pauses is sent by the
 # handler threads, which look again and again meanwhile (follow.HURRY_POLL).
 # One send costs as much as making three events.
-HURRY_EVENTS, HURRY_INTERVAL = 4, 0.002
+HURRY_EVENTS = 4
 BATCH_SIZE, BATCH_TIME = 16 * 1024, 0.001
-# Seconds between two events, for the metrics. Gaps under the first are not counted one by one: their number is that of
-# the events less one and less the gaps that were counted; the sum of all is the last event's time less the first's.
-PAUSES = (HURRY_INTERVAL, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+INTERRUPTED = "interrupted"
 
 
 class Cancelled(BaseException):
@@ -40,25 +36,6 @@ class Cancelled(BaseException):
     """
 
 
-class State(Enum):
-    OPEN = auto()
-    FINISHED = auto()
-    FAILED = auto()
-    CANCELLED = auto()
-
-
-class Tally(NamedTuple):
-    """What a stream has made. The last event, which tells how it ended, is not the app's: only `logged` counts it."""
-
-    events: int
-    first: float | None  # seconds from the request until the first event
-    pauses: tuple[int, ...]  # between two events, how many up to each of PAUSES, and above
-    paced: float  # their sum, in seconds
-    logged: int = 0  # bytes
-    state: State = State.OPEN
-    cause: str = ""  # why it failed or was cancelled
-
-
 class Stream:
     """One response. `dialect` is None for one that is not a stream: its log stays empty, `answer` is what it is.
 
@@ -66,17 +43,21 @@ class Stream:
     before anybody follows. `owner` is whose it is (auth.Key.owner), "" where no keys are asked for.
     """
 
+    # Whether another process has made it: a subclass's, which is neither counted nor cancelled here.
+    elsewhere = False
+
     def __init__(
         self,
         dialect: Dialect | None,
         *,
+        id: str | None = None,
         log_cap: int,
         retry: float,
         owner: str = "",
         keyed: bool = False,
         detached: bool = False,
     ) -> None:
-        self.id = sse.new_stream_id()
+        self.id = id or sse.new_stream_id()
         self.owner = owner
         self.dialect = dialect
         self.keyed = keyed
@@ -92,13 +73,14 @@ class Stream:
         self.answer = NO_ANSWER
         self.failure: tuple[str, str] | None = None  # code and sentence, once FAILED or CANCELLED
         self.cause = ""  # of that: the code, or more exactly why it was cancelled
+        self.kept_events: int | None = None  # once it was interrupted: how many events are left of it
+        self._gate: int | None = None  # the position up to which subscribers may see the log, if there is a bound
         self._subscribers: set[Subscriber] = set()
         self._ready: set[Subscriber] = set()  # those that the next event goes to, or that it wakes
         self._hurry = 0  # how many events in a row came fast
         self._held = 0  # bytes in the log that were held back from those who are ready
         self._sent = self.created  # when the producing thread sent last
-        self._first = self.created  # when the first event was made
-        self._pauses = [0] * (len(PAUSES) + 1)  # but those under HURRY_INTERVAL
+        self._timing = Timing(self.created)
         self._made: Tally | None = None  # once it has ended
         self._prefix = b"id: %b-" % self.id.encode()
         self._retry = sse.retry(retry)
@@ -123,7 +105,7 @@ class Stream:
         made = self._made
         if made is None:
             with self.lock:
-                made = self._made or self._count()
+                made = self._made or self._timing.tally(self.log.last, self.appended)
         return made._replace(logged=self.log.end, state=self.state, cause=self.cause)
 
     @property
@@ -135,7 +117,7 @@ class Stream:
         """
         with self.lock:
             fast = self._hurry >= HURRY_EVENTS and time.monotonic() - self.appended < HURRY_INTERVAL * 2
-            return fast or self._held > 0
+            return (fast and self._gate is None) or self._held > 0
 
     # ---- The producing thread
 
@@ -185,6 +167,20 @@ class Stream:
             self._end(State.CANCELLED if code == "cancelled" else State.FAILED, lines)
             return True
 
+    def interrupt(self, kept: int | None = None) -> bool:
+        """End the stream with what its followers are told when its process has died: the rest of it is lost.
+
+        `kept` is how many of its events are left for whoever asks later; all that are logged, if it is not given.
+        """
+        kept = self.log.last if kept is None else kept
+        lines, failure = interruption(self.dialect, kept)
+        with self.lock:
+            if self.state is not State.OPEN:
+                return False
+            self.failure, self.cause, self.kept_events = failure, INTERRUPTED, kept
+            self._end(State.FAILED, lines)
+            return True
+
     def shrink(self, cap: int) -> None:
         """Keep at most `cap` bytes from now on: all streams together have reached their bound."""
         with self.lock:
@@ -203,10 +199,7 @@ class Stream:
             position = self._locate(number)
             if position is None:
                 return False
-            subscriber.position = subscriber.began = position
-            self._subscribers.add(subscriber)
-            self.followed = True
-            self.unfollowed = None
+            self._add(subscriber, position)
             return True
 
     def can_follow(self, number: int) -> bool:
@@ -221,12 +214,22 @@ class Stream:
                 self._subscribers.remove(subscriber)
                 self._ready.discard(subscriber)
                 if not self._subscribers:
-                    self.unfollowed = time.monotonic()
+                    self._left()
+
+    def told_past(self, number: int) -> bytes | None:
+        """Return the event for a client that has seen event `number` of an interrupted stream, of which less was kept.
+
+        Its own number follows the client's (CONTRACT.md §8). None for every other client and stream.
+        """
+        if self.kept_events is None or number <= self.kept_events or self.is_open:
+            return None
+        lines, _ = interruption(self.dialect, self.kept_events)
+        return None if lines is None else b"%b%d\n%b" % (self._prefix, number + 1, lines)
 
     def lags(self, subscriber: Subscriber) -> bool:
         """Whether the log is ahead of a subscriber, and not only for a batch."""
         with self.lock:
-            behind = bool(subscriber.pending) or subscriber.position < self.log.end
+            behind = bool(subscriber.pending) or subscriber.position < self._shown
             return behind and subscriber in self._subscribers and subscriber not in self._ready
 
     def advance(self, subscriber: Subscriber) -> Progress:
@@ -248,6 +251,19 @@ class Stream:
 
     # ---- Needs self.lock
 
+    def _changed(self) -> None:
+        """Called when an event was appended, and when the stream has ended."""
+
+    def _add(self, subscriber: Subscriber, position: int) -> None:
+        subscriber.position = subscriber.began = position
+        self._subscribers.add(subscriber)
+        self.followed = True
+        self.unfollowed = None
+
+    def _left(self) -> None:
+        """Called when nobody is attached any more."""
+        self.unfollowed = time.monotonic()
+
     def _check_open(self) -> None:
         if self.state is State.OPEN:
             return
@@ -260,7 +276,7 @@ class Stream:
         log = self.log
         if not log.last:
             lines = self._retry + lines
-            self._first = time.monotonic()
+            self._timing.begin(time.monotonic())
         event = b"%b%d\n%b" % (self._prefix, log.last + 1, lines)
         frame = b"%x\r\n%b\r\n" % (len(event), event)
         if len(log) + len(frame) > log.cap:
@@ -272,9 +288,10 @@ class Stream:
         else:
             self._hurry = 0
             if log.last > 1:
-                self._pauses[bisect_left(PAUSES, now - self.appended)] += 1
+                self._timing.pause(now - self.appended)
         self.appended = now
-        if self._ready:
+        self._changed()
+        if self._ready and self._gate is None:
             self._held += len(frame)
             if self._hurry < HURRY_EVENTS or self._held >= BATCH_SIZE or now - self._sent >= BATCH_TIME:
                 self._send_to_ready(frame)
@@ -283,13 +300,10 @@ class Stream:
                 for subscriber in self._ready:
                     subscriber.wake()  # to look again by itself from now on
 
-    def _count(self) -> Tally:
-        events = self.log.last
-        if not events:
-            return Tally(0, None, (0,) * len(self._pauses), 0.0)
-        fast = events - 1 - sum(self._pauses)
-        paced = self.appended - self._first if events > 1 else 0.0
-        return Tally(events, self._first - self.created, (self._pauses[0] + fast, *self._pauses[1:]), paced)
+    @property
+    def _shown(self) -> int:
+        """The position up to which subscribers may see the log."""
+        return self.log.end if self._gate is None else self._gate
 
     def _send_held(self) -> None:
         """What a ready subscriber misses must be out before it is forgotten."""
@@ -305,10 +319,12 @@ class Stream:
 
     def _send_all(self, subscriber: Subscriber, newest: bytes) -> bool:
         """Send what a ready subscriber misses: the newest frame, and what was held back before it."""
-        missing = self.log.end - subscriber.position
-        if not missing:  # its own thread was faster
+        missing = self._shown - subscriber.position
+        if missing <= 0:  # its own thread was faster, or it has seen what is not shown here yet
             return True
-        data = newest if missing == len(newest) else self.log.read(subscriber.position, READ_SIZE)
+        if subscriber.position < self.log.start:
+            return False
+        data = newest if missing == len(newest) else self.log.read(subscriber.position, min(missing, READ_SIZE))
         try:
             sent = subscriber.send(data)
         except BlockingIOError:
@@ -322,13 +338,15 @@ class Stream:
 
     def _end(self, state: State, lines: bytes | None) -> None:
         try:
-            self._made = self._count()
+            self._made = self._timing.tally(self.log.last, self.appended)
             if lines is not None:
                 self._append(lines)
         finally:  # an app that has filled the stack finalises: whatever is raised, there is one last event
             self.state = state
             self.ended = time.monotonic()
-            self._ready.clear()  # no heartbeat comes after the last event
+            self._changed()
+            if self._gate is None:
+                self._ready.clear()  # no heartbeat comes after the last event
             for subscriber in self._subscribers:
                 subscriber.wake()
 
@@ -355,7 +373,7 @@ class Stream:
             return Progress.OVERRUN
         data: bytes | bytearray = subscriber.pending or self._read(subscriber)
         if not data:
-            if not self.is_open:
+            if not self.is_open and self._shown == self.log.end:
                 return Progress.ENDED
             self._ready.add(subscriber)
             if self._held and all(each.position == self.log.end for each in self._ready):
@@ -378,8 +396,16 @@ class Stream:
 
     def _read(self, subscriber: Subscriber) -> bytes | bytearray:
         """Copy what the subscriber is sent next; nothing if it is caught up."""
+        shown = self._shown
         if subscriber.chunked:
-            return self.log.read(subscriber.position, READ_SIZE)
+            return self.log.read(subscriber.position, max(0, min(READ_SIZE, shown - subscriber.position)))
         # Whole events without chunk framing; they are pending until the last byte is out.
-        subscriber.pending, subscriber.position = self.log.read_payloads(subscriber.position, READ_SIZE)
+        subscriber.pending, subscriber.position = self.log.read_payloads(subscriber.position, READ_SIZE, shown)
         return subscriber.pending
+
+
+def interruption(dialect: Dialect | None, kept: int) -> tuple[bytes | None, tuple[str, str]]:
+    """Make the last event of a stream whose process has died (its lines after the id), and its code and sentence."""
+    events = "1 event was kept" if kept == 1 else f"{kept} events were kept"
+    told = f"The server process that ran this stream has ended, and what came after is lost; {events}. Start anew."
+    return dialect.error(INTERRUPTED, told, events=kept) if dialect else None, (INTERRUPTED, told)

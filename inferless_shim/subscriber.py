@@ -26,7 +26,7 @@ class Subscriber:
     payloads without the log's chunk framing (HTTP/1.0), and is always pulled.
     """
 
-    __slots__ = ("aside", "began", "broken", "chunked", "pending", "position", "pulled", "send", "wake")
+    __slots__ = ("ahead", "aside", "began", "broken", "chunked", "pending", "position", "pulled", "send", "wake")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Subscriber:
         self.wake = wake
         self.pending = head
         self.position = self.began = 0
+        self.ahead: int | None = None  # the event that it has seen, if its log here has not come to that yet
         self.aside = 0  # bytes sent of what was pending
         self.pulled = pulled or not chunked
         self.chunked = chunked

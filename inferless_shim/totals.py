@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from .metrics import BILLION, Distribution
-from .stream import PAUSES, State, Stream
+from .stream import Stream
+from .tally import PAUSES, State
 
 # Seconds: from what a small model on a GPU takes to its first token, to a prompt that fills a large one on a CPU.
 FIRST_EVENT = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)

@@ -79,6 +79,20 @@ class ListenTests(TestCase):
             with self.subTest(host), self.assertRaisesRegex(StartupError, "Cannot listen on .*--host"):
                 self.make(host=host, port=0)
 
+    def test_who_is_connected_when_the_listener_closes(self) -> None:
+        """What went wrong: who had connected, but was not accepted yet, had a POST reset that might have been begun."""
+        server = self.serve(words)
+        server.shutdown()  # nobody accepts any more
+        port = server.port
+        with Client(port) as first, Client(port) as second:
+            for client in (first, second):
+                client.send(request_bytes("GET", "/v2/health/live"))
+            server.server_close()
+            for client in (first, second):
+                self.assertEqual(Response(client).status, 200)
+        with self.assertRaises(ConnectionRefusedError):
+            Client(port)
+
     def test_no_name_lookup(self) -> None:
         """Listening asks no name server who we are (http.server does, which can take half a minute)."""
         with (

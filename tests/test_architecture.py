@@ -22,20 +22,21 @@ PACKAGE = ROOT / "inferless_shim"
 ORDER = [
     "errors", "config", "metrics", "process", "tracing", "logs", "environment", "sse", "outputs", "strictjson",
     "schema", "modelclass", "kinds", "tensors", "weights", "allocator", "budget", "typed", "protocol", "queries",
-    "repository", "answers", "http1", "eventlog", "subscriber", "stream", "access", "totals", "store", "clients",
-    "hosts", "proxies", "origins", "auth", "admission", "job", "backlog", "calls", "sdk", "loops", "signatures",
-    "parts", "check.syntax", "check.source", "check.guesses", "loader", "streamers", "scope", "guards", "isolation",
-    "seeds", "views", "run", "engine", "service", "scrape", "usage", "outcomes", "starts", "routes", "pace",
-    "connection", "refusals", "tls", "reader", "follow", "handler", "app", "check.sharing", "check.sending",
-    "check.unbound", "check.doubts", "check.partial", "check.report", "cli",
+    "repository", "answers", "http1", "eventlog", "subscriber", "tally", "stream", "copies", "mirror", "recorder",
+    "idempotency", "archive", "access", "totals", "store", "records", "archived", "folder", "recovery", "shelf",
+    "writer", "journal", "clients", "hosts", "proxies", "origins", "auth", "admission", "job", "backlog", "calls",
+    "sdk", "loops", "signatures", "parts", "check.syntax", "check.source", "check.guesses", "loader", "streamers",
+    "scope", "guards", "isolation", "seeds", "views", "run", "engine", "service", "scrape", "usage", "outcomes",
+    "starts", "routes", "pace", "connection", "refusals", "tls", "reader", "follow", "handler", "app", "check.sharing",
+    "check.sending", "check.unbound", "check.doubts", "check.partial", "check.report", "cli",
 ]
 NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server", "asyncio.streams"}
 # Who alone may use what.
 LEAVES = [
     ({"connection", "refusals", "tls", "follow", "app"}, NETWORK),
     (
-        {"clients", "metrics", "access", "allocator", "budget", "stream", "store", "scope", "isolation", "engine",
-         "app", "calls", "cli"},
+        {"clients", "metrics", "access", "allocator", "budget", "stream", "recorder", "store", "shelf", "writer", "scope",
+         "isolation", "engine", "app", "calls", "cli"},
         {"threading", "_thread"},
     ),
     ({"loops"}, {"asyncio"}),

@@ -56,6 +56,11 @@ DEFAULTS: dict[str, Any] = {
     "log_total": 256 * MIB,
     "max_streams": 1000,
     "max_event": 1 * MIB,
+    "log_dir": None,
+    "log_sync": "interval",
+    "log_dir_total": 1024 * MIB,
+    "log": None,
+    "log_lease": 10,
 }
 
 # field -> what may be written, and what it means
@@ -86,6 +91,8 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "tls_key": [("/a/b.key", Path("/a/b.key"))],
     "queue": [("0", 0), ("7", 7)],
     "on_stuck": [("stay", "stay"), ("exit", "exit")],
+    "log_sync": [("off", "off"), ("interval", "interval"), ("always", "always")],
+    "log": [(url, url) for url in ("redis://h", "redis://me:it@h:1/2", "rediss://[::1]:6379/0")],
     "log_format": [("text", "text"), ("json", "json")],
     "linger": [("0", 0.0), ("0.5", 0.5), ("500ms", 0.5), ("500 ms", 0.5), ("1.5s", 1.5), ("250us", 0.00025)],
     "infer_timeout": [("2m", 120.0), ("2min", 120.0), ("1h", 3600.0), ("2M", 120.0), ("1000000", 1e6), ("1ms", 0.001)],
@@ -107,6 +114,10 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
 
 # field -> what is refused, and words of the sentence that says why
 BAD: dict[str, list[tuple[str, str]]] = {
+    "log_sync": [("never", "none of off, interval, always"), ("", "none of")],
+    "log": [(url, "redis://localhost:6379/0") for url in ("", "redis://", "localhost:6379", "http://h", "valkey://h")],
+    "log_lease": [("0", "above 0")],
+    "log_dir_total": [("0", "above 0")],
     "on_stuck": [("leave", "neither stay nor exit"), ("", "neither stay nor exit")],
     "log_format": [("JSON", "neither text nor json"), ("", "neither text nor json")],
     "max_connections_per_client": [("-1", "not a whole number")],
@@ -244,6 +255,8 @@ class ReadSettings(TestCase):
                 "allowed_host": "x",
                 "trusted_proxy": "10.0.0.0/8",
                 "body_total": "1G",
+                "log_sync": "always",
+                "log": "redis://x",
             }
             other = words.get(each.name, other)
             with self.subTest(each.name):
@@ -265,6 +278,13 @@ class ReadSettings(TestCase):
         ):
             with self.subTest(words):
                 self.assertEqual(read_settings([*words, "--model", "x"], {}).allowed_host, expected)
+
+    def test_kept_in_one_place(self) -> None:
+        """Streams are kept in a journal or in a shared store, not in both; a password is not repeated."""
+        status, said = refusal("--model", "x", "--log-dir", "d", "--log", "redis://:secret@h")
+        self.assertEqual(status, 2)
+        self.assertIn("choose --log-dir (one machine) or --log (several replicas)", said)
+        self.assertNotIn("secret", refusal("--model", "x", "--log", "http://:secret@h")[1])
 
     def test_list_of_nothing(self) -> None:
         """A flag that names nothing (an unset shell variable did) is refused; an empty variable is not set."""

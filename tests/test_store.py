@@ -10,21 +10,14 @@ from unittest import mock
 
 from inferless_shim import store as store_module
 from inferless_shim.config import Settings
-from inferless_shim.errors import BadRequest, Gone, NotFound, ShimError, Unavailable, UnprocessableContent
+from inferless_shim.copies import CopiedStream
+from inferless_shim.errors import Gone, NotFound, ShimError, Unavailable, UnprocessableContent
+from inferless_shim.idempotency import IdempotencyKey
+from inferless_shim.mirror import Mirror
 from inferless_shim.outputs import Answer, Native
-from inferless_shim.store import FIRST_FOLLOWER, FORGOTTEN_KEPT, IdempotencyKey, Store, level
+from inferless_shim.store import FIRST_FOLLOWER, FORGOTTEN_KEPT, Store, level
 from inferless_shim.stream import Progress, State, Stream, Subscriber
-from tests.support import PATIENCE, TestCase, eventually
-
-
-class Clock:
-    """`time` as store and streams see it: it stands still unless the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.support import PATIENCE, Clock, TestCase, eventually
 
 
 def key(value: str = "k", fingerprint: bytes = b"f") -> IdempotencyKey:
@@ -213,16 +206,6 @@ class Keys(StoreTest):
         self.assertIsNone(store.claim(key("other")))
         self.assertEqual(self.fate(store, other), "gone")
 
-    def test_key_values(self) -> None:
-        """A key is 1 to 255 printable characters; anything else is 400."""
-        for value in ("a", "k" * 255, "8e03978e-40d5-43dd-bc93-6894a57f9324", '"quoted"', "with space"):
-            with self.subTest(value[:20]):
-                self.assertEqual(key(value).value, value)
-        for value in ("", "k" * 256, "a\nb", "\x00", "\x7f", "tab\t"):
-            with self.subTest(value[:20]), self.assertRaises(BadRequest) as caught:
-                key(value)
-            self.assertIn("1 to 255 printable", caught.exception.message)
-
     def test_key_when_full(self) -> None:
         """A repeated key finds its stream even where there is no room for a new one."""
         store = self.store(max_streams=1)
@@ -315,6 +298,165 @@ class Claims(StoreTest):
                 store.let_go(key())
                 waiting.join(PATIENCE)
                 self.assertEqual(got, [stream])
+
+
+class FakeArchive:
+    """An archive that knows what it is told, and notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Stream] = {}
+        self.made: dict[tuple[str, str], Stream] = {}  # by key, by other processes
+        self.opened: list[str] = []
+        self.deleted: list[str] = []
+        self.swept: list[tuple[str, str]] = []
+        self.away = False
+
+    def open(self, stream: CopiedStream, key: IdempotencyKey | None) -> Stream | None:
+        self.opened.append(stream.id)
+        if key is not None and self.away:
+            raise Unavailable("away")
+        return self.made.get(key.place) if key is not None else None
+
+    def claimed(self, key: IdempotencyKey) -> Stream | None:
+        if self.away:
+            raise Unavailable("away")
+        return self.made.get(key.place)
+
+    def find(self, stream_id: str, owner: str) -> Stream | None:
+        found = self.kept.get(stream_id)
+        return found if found is not None and found.owner == owner else None
+
+    def owner(self, stream_id: str) -> str | None:
+        return self.kept[stream_id].owner if stream_id in self.kept else None
+
+    def delete(self, stream: Stream) -> None:
+        self.deleted.append(stream.id)
+        self.kept.pop(stream.id, None)
+
+    def sweep(self, now: float) -> list[tuple[str, str]]:
+        swept, self.swept = self.swept, []
+        return swept
+
+
+class Archived(StoreTest):
+    """What is not in memory may be in the archive."""
+
+    def archived(self, **settings: Any) -> tuple[Store, FakeArchive]:
+        archive: Any = FakeArchive()
+        return Store(Settings(**settings), archive), archive
+
+    def mirror(self, owner: str = "") -> Mirror:
+        return Mirror(Native(), log_cap=1000, retry=1.0, owner=owner)
+
+    def test_found_there(self) -> None:
+        """A stream that is not in memory is asked for there, by its owner, and its token is the owner's."""
+        store, archive = self.archived()
+        theirs = archive.kept["x"] = self.mirror("a")
+        self.assertIs(store.get("x", "a"), theirs)
+        self.assertEqual((store.owner("x"), store.owner("y")), ("a", None))
+        for stream_id, owner in (("x", "b"), ("y", "a")):
+            with self.assertRaises(NotFound):
+                store.get(stream_id, owner)
+
+    def test_what_it_is_told_of(self) -> None:
+        """It keeps every stream, and an answer that can be asked for again; any other answer it need not know."""
+        store, archive = self.archived()
+        kept = [store.open(Native()), store.open(Native(), key("a")), store.open(None, key("b"))]
+        store.open(None)
+        self.assertEqual(archive.opened, [stream.id for stream in kept])
+
+    def test_forgotten_by_memory_alone(self) -> None:
+        """What memory has no room for is still found there; what its retention ends, too, is gone."""
+        store, archive = self.archived(max_streams=1)
+        stream = self.ended(store)
+        whole = archive.kept[stream.id] = self.mirror()
+        self.open(store)
+        self.assertIs(store.get(stream.id), whole)
+        archive.kept.clear()
+        archive.swept = [(stream.id, "")]
+        store.sweep()
+        self.assertEqual(self.fate(store, stream), "gone")
+
+    def test_swept_from_an_earlier_life(self) -> None:
+        """An id whose retention ends there answers 410 to its owner, also if this process never had it."""
+        store, archive = self.archived()
+        archive.swept = [("x", "a")]
+        store.sweep()
+        for owner, error in (("a", Gone), ("b", NotFound)):
+            with self.assertRaises(error):
+                store.get("x", owner)
+
+    def test_deleted_everywhere(self) -> None:
+        """DELETE drops it from memory and from the archive; its id answers 410."""
+        store, archive = self.archived()
+        own = self.ended(store)
+        theirs = archive.kept["x"] = self.mirror()
+        for stream in (own, theirs):
+            store.delete(stream)
+            self.assertEqual(self.fate(store, stream), "gone")
+        self.assertEqual(archive.deleted, [own.id, theirs.id])
+
+    def test_key_that_made_one_elsewhere(self) -> None:
+        """A key leads to what it has made in another process, whether that is found before or while ours is opened."""
+        store, archive = self.archived(max_streams=1)
+        theirs = archive.made[key().place] = self.mirror()
+        self.assertIs(store.claim(key()), theirs)
+        self.assertIs(store.claim(key()), theirs)
+        self.assertIs(store.open(Native(), key()), theirs)
+        self.assertTrue(theirs.elsewhere)
+        self.assertEqual(len(store), 0)
+        self.assertTrue(store.open(Native()).is_open)  # its place was given back
+
+    def test_key_while_nobody_can_say(self) -> None:
+        """Where the archive cannot be asked, a key is refused, and is not held; a request without one goes on."""
+        store, archive = self.archived()
+        archive.away = True
+        for _ in range(2):
+            with self.assertRaises(Unavailable):
+                store.claim(key())
+        with self.assertRaises(Unavailable):
+            store.open(Native(), key())
+        self.assertEqual(len(store), 0)
+        self.assertIsNotNone(store.open(Native()))
+        archive.away = False
+        self.assertIsNone(store.claim(key()))
+
+    def test_taken_for_dead(self) -> None:
+        """Of an own stream that others have called interrupted, they tell the end; its key begins anew."""
+        store, archive = self.archived()
+        stream = store.open(Native(), key())
+        theirs = archive.kept[stream.id] = self.mirror()
+        self.assertIs(store.get(stream.id), stream)
+        assert isinstance(stream, CopiedStream)
+        stream.interrupt(0)
+        self.assertIs(store.get(stream.id), theirs)
+        self.assertIsNone(store.claim(key()))
+
+    def test_all_of_it(self) -> None:
+        """What memory has lost of an ended stream is whole there; a running one, and another's, is what it is."""
+        store, archive = self.archived()
+        running, ended = self.open(store), self.ended(store)
+        whole = archive.kept[ended.id] = archive.kept[running.id] = self.mirror()
+        self.assertEqual([store.whole(each) for each in (running, ended, whole)], [None, whole, None])
+        self.assertIsNone(self.store().whole(ended))
+
+    def test_never_one_too_many(self) -> None:
+        """While the archive is told of a new stream, its place is taken."""
+        store, archive = self.archived(max_streams=2)
+        refused: list[bool] = []
+
+        def open(stream: CopiedStream, key: IdempotencyKey | None) -> None:
+            archive.opened.append(stream.id)
+            if len(archive.opened) == 1:
+                store.open(Native())  # another thread's
+                return
+            with self.assertRaises(Unavailable):
+                store.open(Native())
+            refused.append(True)
+
+        archive.open = open
+        store.open(Native())
+        self.assertEqual((len(store), refused), (2, [True]))
 
 
 class MaxStreams(StoreTest):

@@ -14,19 +14,10 @@ from unittest import mock
 from inferless_shim.config import Settings
 from inferless_shim.outputs import Native
 from inferless_shim.store import Store
-from inferless_shim.stream import PAUSES, State, Stream
+from inferless_shim.stream import Stream
+from inferless_shim.tally import PAUSES, State, Tally, Timing
 from inferless_shim.totals import Totals
-from tests.support import TestCase
-
-
-class Clock:
-    """Stands for `time` in the stream module."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.support import Clock, TestCase
 
 
 class Meddling:
@@ -49,7 +40,7 @@ def stream(dialect: Native | None = None) -> Stream:
     return Stream(dialect or Native(), log_cap=1 << 20, retry=2)
 
 
-class Tally(TestCase):
+class OfOneStream(TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         patch = mock.patch("inferless_shim.stream.time", self.clock)
@@ -175,13 +166,13 @@ class InTotal(TestCase):
         """While a stream runs, how many events there are and how far apart is read at one moment."""
         one = stream()
         held = []
-        count = one._count
 
-        def watched() -> Any:
-            held.append(one.lock.locked())
-            return count()
+        class Watched(Timing):
+            def tally(self, events: int, last: float) -> Tally:
+                held.append(one.lock.locked())
+                return super().tally(events, last)
 
-        with mock.patch.object(one, "_count", watched):
+        with mock.patch.object(one, "_timing", Watched(one.created)):
             one.tally()
         self.assertEqual((held, one.lock.locked()), ([True], False))
 
@@ -212,8 +203,10 @@ class InTotal(TestCase):
                     one.append(b"data: {}\n\n")
                     with one.lock:  # all that was is longer ago
                         passed = draw.choice((0.0, 0.0, 0.004))
-                        one.created, one._first = one.created - passed, one._first - passed
+                        one.created -= passed
                         one.appended -= passed
+                        timing = one._timing
+                        timing._began, timing._first = timing._began - passed, timing._first - passed
                 if draw.random() < 0.5:
                     one.finish()
                 else:
