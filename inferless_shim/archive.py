@@ -37,6 +37,9 @@ class Archive(Protocol):
         Raises Gone (410) if it was deleted lately, Unavailable (503) if nobody can say.
         """
 
+    def vouch(self, stream: Stream) -> None:
+        """Raise Unavailable (503) if other processes may have called a stream interrupted that this one has."""
+
     def owner(self, stream_id: str) -> str | None:
         """Return whose stream this is; None if it is not kept, or nobody can say."""
 

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from . import records
 from .errors import Gone, Unavailable
-from .records import HEADER, PIECE, Damaged, End, Head, Kind, checksum
+from .records import EVENTS, HEADER, PIECE, Damaged, End, Head, Kind, checksum
 from .stream import READ_SIZE, Stream
 from .subscriber import Progress, Subscriber
 from .tally import PAUSES, Tally
@@ -172,7 +172,7 @@ class Archived(Stream):
         """Go to the end of event `number`."""
         while self._passed < number and (record := next(reader, None)) is not None:
             kind, last, payload = record
-            if kind == Kind.EVENTS:
+            if kind in EVENTS:
                 if last > number:
                     ends = records.frame_ends(payload, self.id, self._passed + 1)
                     self._rest = payload[ends[number - self._passed - 1] :]
@@ -185,7 +185,7 @@ class Archived(Stream):
         assert self._reader is not None, "attached"
         while size < READ_SIZE and (record := next(self._reader, None)) is not None:
             kind, last, payload = record
-            if kind == Kind.EVENTS:
+            if kind in EVENTS:
                 found.append(payload)
                 size += len(payload)
                 self._passed = last

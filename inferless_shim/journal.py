@@ -146,6 +146,9 @@ class Journal:
             return stream
         return None if entry.lost else self._read(entry)
 
+    def vouch(self, stream: Stream) -> None:
+        """Nobody else can say anything of what runs here."""
+
     def owner(self, stream_id: str) -> str | None:
         entry = self._shelf.get(stream_id)
         return None if entry is None or entry.is_answer else entry.owner

@@ -1,8 +1,9 @@
 """The journal of one stream as bytes: what its file holds, record by record. No I/O.
 
-A file is MAGIC, a HEAD, EVENTS (whole frames, exactly as they are sent) and an END; LOST stands where a stream went on
-without its journal. A record is a header and a payload, and each has its own checksum: a header can be believed before
-its payload is read. Whoever reads believes nothing else: what is not as it was written is Damaged.
+A file is MAGIC, a HEAD, EVENTS (whole frames, exactly as they are sent) and an END. LAST_EVENTS are those after which
+none come; LOST stands where a stream went on without its journal. A record is a header and a payload, and each has its
+own checksum: a header can be believed before its payload is read. Whoever reads believes nothing else: what is not as
+it was written is Damaged.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class Kind(IntEnum):
     EVENTS = 2
     END = 3
     LOST = 4
+    LAST_EVENTS = 5  # after which none come: so that the stream is whole also if its END is not
+
+
+EVENTS = (Kind.EVENTS, Kind.LAST_EVENTS)
 
 
 @dataclass(frozen=True)

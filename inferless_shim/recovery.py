@@ -17,7 +17,8 @@ from typing import NamedTuple
 from . import records
 from .archived import Reader
 from .folder import write_all
-from .records import ANY_MAGIC, MAGIC, VERSION, Damaged, End, Head, Kind
+from .records import ANY_MAGIC, EVENTS, MAGIC, VERSION, Damaged, End, Head, Kind
+from .tally import State
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ NAME = re.compile(r"([0-9a-f]{32})\.log")
 class Found(NamedTuple):
     """A stream that is kept in a file of `size` bytes: its events up to `last`, and its END, which begins at `end_at`.
 
-    `fresh`: it was found without an end. `written` is False if there was no room for the one that it was given.
+    `fresh`: it was found to be interrupted. `written` is False if there was no room for the one that it was given.
     """
 
     head: Head
@@ -53,6 +54,7 @@ class Scan:
         self.head: Head | None = None
         self.end: End | None = None
         self.last = self.end_at = self.size = 0
+        self.whole = False  # whether it has all events
         self.fault = ""
         self._stream = stream
         reader = Reader(descriptor, size)
@@ -75,10 +77,10 @@ class Scan:
             if head.stream != self._stream:
                 raise Damaged("it is another stream's")
             self.head = head
-        elif kind == Kind.EVENTS:
+        elif kind in EVENTS and not self.whole:
             if len(records.frame_ends(payload, self._stream, self.last + 1)) != last - self.last:
                 raise Damaged("events are missing")
-            self.last = last
+            self.last, self.whole = last, kind == Kind.LAST_EVENTS
         elif kind == Kind.END:
             end = records.read_end(payload)
             if last != self.last + bool(end.frame):
@@ -150,9 +152,13 @@ def bring_in_order(descriptor: int, path: Path, scan: Scan, head: Head, size: in
         os.ftruncate(descriptor, scan.size)
     if scan.end is not None:
         return Found(head, scan.end, scan.last, scan.end_at, scan.size)
-    end = records.interrupted(head, scan.last, now)
+    if scan.whole:  # how it ended is in its last event; when, nobody knows any more
+        end = End(State.FINISHED, now, scan.last)
+    else:
+        end = records.interrupted(head, scan.last, now)
     record = records.end_record(end, scan.last)
-    found = Found(head, end, scan.last + 1, scan.size, scan.size + len(record), fresh=True)
+    last = scan.last + bool(end.frame)
+    found = Found(head, end, last, scan.size, scan.size + len(record), fresh=not scan.whole)
     try:
         write_all(descriptor, record, scan.size)
     except OSError as error:

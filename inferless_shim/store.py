@@ -110,7 +110,9 @@ class Store:
             known = self._find(key)
             if known is None:
                 self._claimed.add(key.place)
-        if known is None and self.archive is not None:
+        if known is not None and self.archive is not None:
+            self.archive.vouch(known)
+        elif self.archive is not None:
             try:
                 known = self.archive.claimed(key)
             except BaseException:
@@ -148,6 +150,8 @@ class Store:
         if (stream is None or stream.cause == INTERRUPTED) and self.archive is not None:
             stream = self.archive.find(stream_id, owner) or stream
         if stream is not None:
+            if self.archive is not None and not stream.elsewhere:
+                self.archive.vouch(stream)
             return stream
         with self.lock:
             if self._forgotten.get(stream_id) == owner:

@@ -181,7 +181,8 @@ class Writer:
         while size < WRITE_SIZE:
             batch = copy.stream.read_new(copy, READ_SIZE)
             if batch.data:
-                parts += (records.header_of(Kind.EVENTS, batch.last, batch.data), batch.data)
+                kind = Kind.LAST_EVENTS if batch.ended else Kind.EVENTS
+                parts += (records.header_of(kind, batch.last, batch.data), batch.data)
                 size += len(parts[-2]) + len(batch.data)
             if batch.lost:
                 parts.append(records.record(Kind.LOST, batch.last))

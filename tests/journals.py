@@ -46,7 +46,8 @@ def journal_bytes(batches: list[int], *, of: Head | None = None, end: End | None
     of = of or head()
     parts, first = [records.head_record(of)], 1
     for last in batches:
-        parts.append(records.record(Kind.EVENTS, last, frames(first, last, of.stream, size)))
+        kind = Kind.LAST_EVENTS if end is not None and last == batches[-1] else Kind.EVENTS
+        parts.append(records.record(kind, last, frames(first, last, of.stream, size)))
         first = last + 1
     return b"".join([*parts, *([] if end is None else [records.end_record(end, first - 1)])])
 

@@ -35,8 +35,8 @@ NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server"
 LEAVES = [
     ({"connection", "refusals", "tls", "follow", "app"}, NETWORK),
     (
-        {"clients", "metrics", "access", "allocator", "budget", "stream", "recorder", "store", "shelf", "writer", "scope",
-         "isolation", "engine", "app", "calls", "cli"},
+        {"clients", "metrics", "access", "allocator", "budget", "stream", "recorder", "store", "shelf", "writer",
+         "scope", "isolation", "engine", "app", "calls", "cli"},
         {"threading", "_thread"},
     ),
     ({"loops"}, {"asyncio"}),

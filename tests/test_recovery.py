@@ -76,6 +76,18 @@ class Ended(RecoveryTest):
                 self.assertEqual(self.recover(), found._replace(fresh=False))
                 self.assertEqual(self.file.read_bytes(), data)
 
+    def test_a_stream_that_lost_its_end_alone_is_whole(self) -> None:
+        """If its last event is there, it had ended: it is no other than before, and may be claimed by its key."""
+        whole = journal_bytes([2, 5], end=finished(4))
+        begun = len(journal_bytes([2, 5]))
+        for size in range(begun, len(whole)):
+            found = self.recover(whole[:size])
+            assert found is not None
+            self.assertEqual((found.last, found.fresh, found.end.kept), (5, False, None))
+            self.assertEqual(self.served(found), frames(1, 5))
+            self.assertEqual(self.recover(), found)
+        self.assertEqual(self.recover(whole[:begun] + record(Kind.EVENTS, 6, frames(6, 6))), found)
+
     def test_an_answer_without_an_end_was_never_made(self) -> None:
         """Nobody knows of it: its file goes, and a retry begins anew."""
         self.assertIsNone(self.recover(journal_bytes([], of=head(dialect="", key="k"))))

@@ -309,6 +309,7 @@ class FakeArchive:
         self.opened: list[str] = []
         self.deleted: list[str] = []
         self.swept: list[tuple[str, str]] = []
+        self.doubted: list[str] = []
         self.away = False
 
     def open(self, stream: CopiedStream, key: IdempotencyKey | None) -> Stream | None:
@@ -325,6 +326,10 @@ class FakeArchive:
     def find(self, stream_id: str, owner: str) -> Stream | None:
         found = self.kept.get(stream_id)
         return found if found is not None and found.owner == owner else None
+
+    def vouch(self, stream: Stream) -> None:
+        if stream.id in self.doubted:
+            raise Unavailable("asleep")
 
     def owner(self, stream_id: str) -> str | None:
         return self.kept[stream_id].owner if stream_id in self.kept else None
@@ -431,6 +436,20 @@ class Archived(StoreTest):
         stream.interrupt(0)
         self.assertIs(store.get(stream.id), theirs)
         self.assertIsNone(store.claim(key()))
+
+    def test_perhaps_taken_for_dead(self) -> None:
+        """While nobody knows whether others have called an own stream interrupted, it is neither followed nor found."""
+        store, archive = self.archived()
+        stream = store.open(Native(), key())
+        archive.doubted.append(stream.id)
+        for _ in range(2):
+            with self.assertRaises(Unavailable):
+                store.get(stream.id)
+            with self.assertRaises(Unavailable):
+                store.claim(key())
+        archive.doubted.clear()
+        self.assertIs(store.get(stream.id), stream)
+        self.assertIs(store.claim(key()), stream)
 
     def test_all_of_it(self) -> None:
         """What memory has lost of an ended stream is whole there; a running one, and another's, is what it is."""

@@ -93,7 +93,9 @@ class Keeper:
 
     def _keep(self, now: float) -> None:
         """Keep the lease and the streams that run. Raises Away."""
-        if now - self._leased >= self._term / lease.RENEWALS and self._lease():
+        slept = self.writer.pulse.woke(now) > self._leased
+        due = slept or now - self._leased >= self._term / lease.RENEWALS
+        if due and (self._lease() or slept):
             for share in self.shares.all():  # or the store was emptied
                 if share.standing is not Standing.OPENING:
                     share.standing = Standing.APART

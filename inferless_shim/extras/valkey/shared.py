@@ -110,6 +110,14 @@ class Shared:
         mirror = self._find(stream_id, owner)
         return None if mirror is None or mirror.dialect is None else mirror
 
+    def vouch(self, stream: Stream) -> None:
+        """Raise Unavailable while nobody knows what became of a stream when this process slept past its lease."""
+        share = self.shares.get(stream.id)
+        if share is None or share.standing is Standing.DONE:
+            return
+        if share.seen < self.pulse.woke(time.monotonic()):
+            raise Unavailable(AWAY)
+
     def owner(self, stream_id: str) -> str | None:
         if not STREAM_ID.fullmatch(stream_id):
             return None
