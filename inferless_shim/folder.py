@@ -10,6 +10,7 @@ import logging
 import os
 from pathlib import Path
 
+from .access import without_ids
 from .errors import StartupError
 
 try:
@@ -88,7 +89,7 @@ class Folder:
         try:
             self.file(stream).unlink(missing_ok=True)
         except OSError as error:
-            log.error("%s cannot be deleted: %s", self.file(stream), error.strerror)
+            log.error("%s cannot be deleted: %s", named(self.file(stream)), error.strerror)
         self.changed = True
 
     def sync_file(self, stream: str, descriptor: int | None) -> None:
@@ -108,6 +109,11 @@ class Folder:
         if self.changed and self._descriptor is not None:
             self.changed = False  # first: another may come meanwhile
             os.fsync(self._descriptor)
+
+
+def named(path: Path) -> str:
+    """Name a file in a line of the log: who reads that shall not know whole stream ids."""
+    return without_ids(str(path))
 
 
 def write_all(descriptor: int, data: bytes, size: int) -> None:

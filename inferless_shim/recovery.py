@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from . import records
 from .archived import Reader
-from .folder import write_all
+from .folder import named, write_all
 from .records import ANY_MAGIC, EVENTS, MAGIC, VERSION, Damaged, End, Head, Kind
 from .tally import State
 
@@ -98,9 +98,9 @@ def recover(folder: Path, now: float) -> Iterator[Found]:
         try:
             found = recover_file(folder / name, now)
         except Foreign as foreign:
-            log.warning("%s %s: it is left as it is", folder / name, foreign)
+            log.warning("%s %s: it is left as it is", named(folder / name), foreign)
         except OSError as error:
-            log.error("%s cannot be read, and is left as it is: %s", folder / name, error.strerror)
+            log.error("%s cannot be read, and is left as it is: %s", named(folder / name), error.strerror)
         else:
             if found is not None:
                 yield found
@@ -117,10 +117,11 @@ def recover_file(path: Path, now: float) -> Found | None:
         scan = Scan(descriptor, path.stem, size)
         if scan.head is None:
             log.warning(
-                "%s does not say what it is a journal of (%s), and is removed", path, scan.fault or "it is empty"
-            )
+                "%s does not say what it is a journal of (%s), and is removed",
+                named(path), scan.fault or "it is empty",
+            )  # fmt: skip
         elif scan.end is None and not scan.head.dialect:  # an answer that never came, of which nobody knows
-            log.info("%s is of an answer that was never made, and is removed", path)
+            log.info("%s is of an answer that was never made, and is removed", named(path))
         else:
             return bring_in_order(descriptor, path, scan, scan.head, size, now)
     finally:
@@ -148,7 +149,7 @@ def bring_in_order(descriptor: int, path: Path, scan: Scan, head: Head, size: in
     """Cut what is not whole off a file, and end a stream that has no end."""
     if scan.size < size:
         if scan.fault:
-            log.warning("%s: cut at byte %d of %d: %s", path, scan.size, size, scan.fault)
+            log.warning("%s: cut at byte %d of %d: %s", named(path), scan.size, size, scan.fault)
         os.ftruncate(descriptor, scan.size)
     if scan.end is not None:
         return Found(head, scan.end, scan.last, scan.end_at, scan.size)
@@ -162,6 +163,6 @@ def bring_in_order(descriptor: int, path: Path, scan: Scan, head: Head, size: in
     try:
         write_all(descriptor, record, scan.size)
     except OSError as error:
-        log.error("%s: that it was interrupted could not be written: %s", path, error.strerror)
+        log.error("%s: that it was interrupted could not be written: %s", named(path), error.strerror)
         return found._replace(size=scan.size, written=False)
     return found
