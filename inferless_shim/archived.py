@@ -202,7 +202,7 @@ class Archived(Stream):
 def opened(path: Path) -> int:
     """Open a file to read it. Raises Gone (410) if it was deleted a moment ago, Unavailable (503) if that passes."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block for ever
     except FileNotFoundError:
         raise Gone("This stream is no longer kept; start a new request.") from None
     except OSError as error:

@@ -159,6 +159,13 @@ def resolved_path(text: str) -> Path:
         raise ValueError(f"{text!r} names no folder: {error}") from None
 
 
+def resolved_folder(text: str) -> Path:
+    """Read the path of a folder to keep something in, resolved now as the app's is. Raises ValueError."""
+    if not text:
+        raise ValueError("'' names no folder; write its path, or leave the flag out")
+    return resolved_path(text)
+
+
 def resolved_file(text: str) -> Path:
     """Read a file's path, resolved now as folders are. Raises ValueError."""
     if not text:
@@ -308,7 +315,11 @@ class Settings:
 
     # None: a stream is forgotten with its process.
     log_dir: Path | None = setting(
-        None, resolved_path, "keeping", "DIR", "write streams behind their events to files in DIR, for the next process"
+        None,
+        resolved_folder,
+        "keeping",
+        "DIR",
+        "write streams behind their events to files in DIR, for the next process",
     )
     # A crash of the machine, not of the process, loses at most a second.
     log_sync: str = setting(

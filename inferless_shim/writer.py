@@ -33,8 +33,11 @@ log = logging.getLogger(__name__)
 PAUSE, SYNCED_PAUSE = 0.05, 0.001
 # How much is written at once, and how often of one stream before it is the others' turn.
 WRITE_SIZE, WRITES = 1024 * 1024, 16
-# How often files are synced, if not in every round, and how often they are deleted.
-TICK = 1.0
+# How often it is seen to what is to be synced, if not in every round, and to be deleted.
+TICK = 0.1
+# When a file that has grown is synced then, and for how long at once: the thousands that hundreds of short streams a
+# second leave must not keep those from being written that come after.
+DUE, SLICE = 0.9, 0.05
 # A process or a machine that is short of descriptors or memory will have some again.
 PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 SYNC_TIMES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -58,7 +61,7 @@ class Writer:
         self._running: dict[Copy, Entry] = {}
         self._doomed: deque[str] = deque()  # streams whose files are to be deleted
         # The recorder's thread alone has these.
-        self._unsynced: dict[str, Entry] = {}
+        self._unsynced: dict[str, tuple[float, Entry]] = {}  # since when, the oldest first
         self._orphans: list[tuple[Entry, weakref.ref[Stream]]] = []  # what goes on without its journal
         self._warned = False
         self._writes, self._syncs, self._losses = Counter(), Counter(), Counter()
@@ -75,7 +78,7 @@ class Writer:
         self._hold_total()
         self._delete_doomed()
         if self._policy != "off":
-            self._unsynced = {entry.id: entry for entry in found}
+            self._unsynced = {entry.id: (0.0, entry) for entry in found}
         if self._policy == "always":
             try:
                 self._sync()
@@ -196,7 +199,7 @@ class Writer:
             write_all(entry.descriptor, data, entry.size)
             self._writes.add()
             self._shelf.resize(entry, entry.size + len(data))
-            self._unsynced[entry.id] = entry
+            self._unsynced.setdefault(entry.id, (time.monotonic(), entry))
         entry.last = batch.last
         return batch
 
@@ -240,8 +243,9 @@ class Writer:
         if not self.up:
             self._abandon()
         elif self._policy == "interval":
+            now = time.monotonic()
             try:
-                self._sync()
+                self._sync(now + SLICE, grown_before=now - DUE)
             except OSError as error:
                 if error.errno not in PASSING:  # else it is tried again
                     self.give_up(error)
@@ -249,16 +253,20 @@ class Writer:
         self._end_orphans()
         self._delete_doomed()
 
-    def _sync(self, deadline: float = math.inf) -> None:
-        """Have the disk take what it was not seen to take yet. Raises OSError."""
-        while self._unsynced and time.monotonic() < deadline:
-            stream_id, entry = next(iter(self._unsynced.items()))
-            began = time.monotonic()
+    def _sync(self, deadline: float = math.inf, *, grown_before: float = math.inf) -> None:
+        """Have the disk take what it was not seen to take yet, the oldest first. Raises OSError."""
+        synced = 0
+        while self._unsynced and (began := time.monotonic()) < deadline:
+            stream_id, (since, entry) = next(iter(self._unsynced.items()))
+            if since > grown_before:
+                break
             self._folder.sync_file(stream_id, entry.descriptor)
             self._sync_times.observe(time.monotonic() - began)
             self._syncs.add()
             del self._unsynced[stream_id]
-        self._folder.sync()
+            synced += 1
+        if synced or not self._unsynced:
+            self._folder.sync()
 
     def _end_orphans(self) -> None:
         """Begin the retention of what has ended, or was forgotten, without its journal."""

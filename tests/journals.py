@@ -108,7 +108,7 @@ class JournalTest(TestCase):
         self.addCleanup(parent.cleanup)
         self.parent = Path(parent.name)
         self.folder = self.parent / "journal"
-        for name, seconds in (("TICK", 10 * MS), ("PAUSE", MS)):
+        for name, seconds in (("TICK", 10 * MS), ("DUE", 0.0), ("PAUSE", MS)):
             patch = mock.patch.object(writer, name, seconds)
             patch.start()
             self.addCleanup(patch.stop)

@@ -114,6 +114,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
 
 # field -> what is refused, and words of the sentence that says why
 BAD: dict[str, list[tuple[str, str]]] = {
+    "log_dir": [("", "names no folder; write its path, or leave the flag out")],
     "log_sync": [("never", "none of off, interval, always"), ("", "none of")],
     "log": [(url, "redis://localhost:6379/0") for url in ("", "redis://", "localhost:6379", "http://h", "valkey://h")],
     "log_lease": [("0", "above 0")],

@@ -157,6 +157,27 @@ class Writing(WriterTest):
                 journal.close(30)
                 self.assertEqual(self.disk.calls.count("sync"), 1 if policy == "interval" else 2)
 
+    def test_syncs_do_not_hold_up_writes(self) -> None:
+        """Once the syncs of many short streams took seconds, in which nothing was written and no file was closed."""
+        journal = self.journal()
+        order: list[str] = []
+        first = threading.Event()
+
+        def slow(descriptor: int) -> None:
+            order.append("sync")
+            first.set()
+            time.sleep(writer_module.SLICE)
+
+        with mock.patch.object(folder_module, "sync_data", slow):
+            for _ in range(20):
+                self.stream(journal, 1).finish()
+            self.assertTrue(first.wait(60))
+            late = self.stream(journal, 1)
+            late.finish()
+            self.ended(journal, late)
+            self.assertLess(len(order), 10)
+            eventually(lambda: len(order) > 20)
+
     def test_what_is_found_at_the_start_is_synced(self) -> None:
         """What a dead process had written may be on no disk yet: with `always` it is before anybody is shown it."""
         for policy, first in (("always", True), ("interval", False), ("off", False)):
