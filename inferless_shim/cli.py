@@ -178,9 +178,9 @@ def main(arguments: list[str] | None = None) -> int:
         app = read_app(settings)
         archive = make_archive(settings, app.name)
         server = Server(settings, app, archive)
+        signals.reload_on_hangup(server.service.reload)
         if archive is not None:
             archive.start()
-        signals.reload_on_hangup(server.service.reload)
         awq.install()
         return serve(server, signals)
     except StartupError as error:

@@ -346,6 +346,25 @@ print(read)
         self.assertEqual(done.stdout, "[1, 'other', 2, 'other']\n", done.stderr)
 
     @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
+    def test_hangup_while_streams_are_found(self) -> None:
+        """To read what an earlier process left may take long: a SIGHUP meanwhile ends nothing."""
+        path = self.key_file("a" * 16)
+        program = f"""
+import signal, sys
+from inferless_shim import cli, journal
+start = journal.Journal.start
+def hung_up(self):
+    signal.raise_signal(signal.SIGHUP)
+    start(self)
+    sys.exit("still here")
+journal.Journal.start = hung_up
+cli.main(["--model", {str(ECHO)!r}, "--port", "0", "--log-dir", {str(path.parent / "streams")!r},
+          "--api-key-file", {str(path)!r}])
+"""
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        self.assertEqual((done.returncode, done.stderr.strip()), (1, "still here"))
+
+    @unittest.skipUnless(hasattr(signal, "SIGHUP"), "needs SIGHUP")
     def test_hangup_without_files(self) -> None:
         """Where there is nothing to read again SIGHUP means what it always did: the terminal is gone."""
         with ServerProcess(ECHO) as server:

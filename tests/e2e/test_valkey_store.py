@@ -7,6 +7,7 @@ import threading
 import time
 import unittest
 from typing import Any, ClassVar
+from unittest import mock
 
 from inferless_shim.errors import Gone
 from inferless_shim.http1 import chunk
@@ -17,12 +18,13 @@ from tests.valkey import RedisServer, require
 
 def setUpModule() -> None:
     require()
-    global Address, Away, Denied, Gap, Head, Mirrors, Reach, command, entries, names, scripts  # here: they need redis
+    global LINES, Address, Away, Denied, Gap, Head, Mirrors, Reach  # here: they need redis
+    global command, entries, names, scripts
     from inferless_shim.extras.valkey import entries, names, scripts
     from inferless_shim.extras.valkey.commands import command
     from inferless_shim.extras.valkey.heads import Head
     from inferless_shim.extras.valkey.mirrors import Gap, Mirrors
-    from inferless_shim.extras.valkey.wire import Address, Away, Denied, Reach
+    from inferless_shim.extras.valkey.wire import LINES, Address, Away, Denied, Reach
 
 
 LARGEST = b"18446744073709551615-0"
@@ -370,6 +372,33 @@ class ReachTests(Store):
             self.assertLess(time.monotonic() - began, 5)
         finally:
             self.server.resume()
+
+    def test_hangs_for_many(self) -> None:
+        """Who had to wait for a connection when the store was found away does not try it for another second."""
+        address, made = Address(self.server.url), []
+        reach = Reach(address)
+        self.addCleanup(reach.close)
+        reach.back(reach.losses)
+
+        def line(timeout: float, make: Any = address.line) -> Any:
+            made.append(timeout)
+            return make(timeout)
+
+        def ask() -> None:
+            with contextlib.suppress(Away):
+                reach.ask(command("PING"))
+
+        self.server.pause()
+        try:
+            with mock.patch.object(address, "line", line), self.assertLogs("inferless_shim"):
+                threads = [threading.Thread(target=ask) for _ in range(3 * LINES)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+        finally:
+            self.server.resume()
+        self.assertLessEqual(len(made), LINES)
 
     def test_addresses(self) -> None:
         """What is wrong with an address is said without the password in it."""

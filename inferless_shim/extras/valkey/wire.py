@@ -171,6 +171,8 @@ class Reach:
         if not self._places.acquire(timeout=TIMEOUT):
             raise Away("too many ask it at once")
         try:
+            if not self.up:  # whoever had that place before has found out
+                raise Away("it did not answer just now")
             losses, line = self._take()
             try:
                 yield line
