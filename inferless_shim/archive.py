@@ -47,7 +47,10 @@ class Archive(Protocol):
         """Delete an ended stream now, for everybody."""
 
     def sweep(self, now: float) -> Iterable[tuple[str, str]]:
-        """Return the ids and owners of streams whose retention is over. The accept thread; takes no time."""
+        """Return the ids and owners of streams that are gone since: their retention is over, or others deleted them.
+
+        The accept thread, several times a second; takes no time.
+        """
 
     def families(self) -> Iterator[Family]:
         """Say what is to be said in /metrics."""

@@ -1,8 +1,8 @@
 """A stream whose log is copied to where it outlives the process, behind the events and by a thread of its own.
 
 Whoever makes the copy reads the log in batches, and is woken once whenever it had read everything: a copy is no
-subscriber, and nobody waits for it. Where it `gates`, subscribers see the log only up to what is safe; the model's
-thread goes on all the same.
+subscriber, and nobody waits for it. Where it `gates`, subscribers see the log only up to what is safe, and that it has
+ended when the copy was given up; the model's thread goes on all the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .stream import Stream
 
@@ -48,10 +48,8 @@ class Copy:
 class CopiedStream(Stream):
     """A stream that runs here and outlives the process. Its methods take its lock for a moment; any thread may call."""
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
-        self._copy: Copy | None = None
-        self._followed_elsewhere = False
+    _copy: Copy | None = None
+    _followed_elsewhere = False
 
     def copy_to(self, copy: Copy) -> None:
         """Have a copy made from now on, before anybody else knows the stream."""
@@ -86,9 +84,11 @@ class CopiedStream(Stream):
             self.log.trim()
 
     def end_copy(self) -> None:
-        """Give the copy up: the log is trimmed by its cap alone, and all of it is shown."""
+        """Give the copy up, made to the end or not: the log is trimmed by its cap alone, and all of it is shown."""
         with self.lock:
-            self._copy = None
+            if self._copy is not None:
+                self._copy.idle = True
+                self._copy = None
             self.log.copied = sys.maxsize
             if self._gate is not None:
                 self._open_gate(None)
@@ -120,6 +120,6 @@ class CopiedStream(Stream):
         """Show the log up to there to those who follow; None: all of it, from now on."""
         self._gate = position
         self._send_to_ready()
-        if not self.is_open and self._shown == self.log.end:
+        if not self.is_open and position is None:
             for subscriber in self._subscribers:
                 subscriber.wake()  # to find that this was all

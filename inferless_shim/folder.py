@@ -31,6 +31,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._prefix = os.path.join(path, "")  # as text: hundreds of files may come and go in a second
         self.changed = True  # whether files may have come or gone since it was synced: an earlier process's, too
         self._lock: int | None = None  # the descriptor of the file that is locked
         self._descriptor: int | None = None  # the folder's own
@@ -58,6 +59,7 @@ class Folder:
             raise StartupError(
                 f"Cannot keep streams in {self.path}: {error.strerror}; --log-dir needs a folder that you can write to."
             ) from None
+        warn_if_listed(self.path, self._descriptor)
         # A child that an app forks has the lock, too, and would keep it from the next server after we have died.
         os.register_at_fork(after_in_child=self.unlock)
 
@@ -69,12 +71,14 @@ class Folder:
 
     def file(self, stream: str) -> Path:
         """Return the path of a stream's file."""
-        return self.path / f"{stream}.log"
+        return Path(self._name(stream))
+
+    def _name(self, stream: str) -> str:
+        return f"{self._prefix}{stream}.log"
 
     def create(self, stream: str, data: bytes) -> int:
         """Make a stream's file, which begins with `data`; return its descriptor, to append to. Raises OSError."""
-        path = self.file(stream)
-        descriptor = os.open(path, CREATE, 0o600)
+        descriptor = os.open(self._name(stream), CREATE, 0o600)
         self.changed = True
         try:
             write_all(descriptor, data, 0)
@@ -87,7 +91,9 @@ class Folder:
     def delete(self, stream: str) -> None:
         """Delete a stream's file, if it is there."""
         try:
-            self.file(stream).unlink(missing_ok=True)
+            os.unlink(self._name(stream))
+        except FileNotFoundError:
+            pass  # it was deleted before
         except OSError as error:
             log.error("%s cannot be deleted: %s", named(self.file(stream)), error.strerror)
         self.changed = True
@@ -98,17 +104,31 @@ class Folder:
             sync_data(descriptor)
             return
         with contextlib.suppress(FileNotFoundError):
-            opened = os.open(self.file(stream), os.O_RDONLY | os.O_CLOEXEC)
+            opened = os.open(self._name(stream), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 sync_data(opened)
             finally:
                 os.close(opened)
 
     def sync(self) -> None:
-        """Have the disk take which files there are. Raises OSError."""
+        """Have the disk take which files there are. Raises OSError; then it is still to be done."""
         if self.changed and self._descriptor is not None:
             self.changed = False  # first: another may come meanwhile
-            os.fsync(self._descriptor)
+            try:
+                os.fsync(self._descriptor)
+            except OSError:
+                self.changed = True
+                raise
+
+
+def warn_if_listed(path: Path, descriptor: int) -> None:
+    """Warn of a folder that was there already, and that others can list: its files are named after streams."""
+    if os.fstat(descriptor).st_mode & 0o044:
+        log.warning(
+            "%s can be listed by other users, and its files are named after streams: where no API key is asked for, "
+            "who knows the id of one may read it. Make it yours alone: chmod 700 %s",
+            path, path,
+        )  # fmt: skip
 
 
 def named(path: Path) -> str:

@@ -11,16 +11,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from .copies import CopiedStream, Copy
 
 log = logging.getLogger(__name__)
 
+# Seconds from a round that raised until the next: what fails again and again is not to fill the log.
+REST = 1.0
+
 
 class Recorder:
     """Calls `write` with the copies that have something new, each once; one that is not idle then comes again.
 
-    `tick` is called about every `every` seconds. Both run on the recorder's own thread.
+    `tick` is called about every `every` seconds. Both run on the recorder's own thread, and are not expected to raise:
+    that is logged, and the next round comes REST seconds later.
     """
 
     def __init__(
@@ -76,7 +81,8 @@ class Recorder:
                     left[woken] = None
             if left:
                 began = time.monotonic()
-                self._call(self._write, list(left))
+                if not self._call(partial(self._write, list(left))):
+                    began += REST
                 left = {copy: None for copy in left if not copy.idle}
             if time.monotonic() - ticked >= self._every:
                 ticked = time.monotonic()
@@ -88,8 +94,11 @@ class Recorder:
         except queue.Empty:
             return None
 
-    def _call(self, do: Callable[..., None], *arguments: Sequence[Copy]) -> None:
+    def _call(self, do: Callable[[], None]) -> bool:
+        """Return False if it raised: the thread must live on."""
         try:
-            do(*arguments)
+            do()
         except Exception:
             log.exception("%s failed", self._thread.name)
+            return False
+        return True

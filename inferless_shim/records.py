@@ -32,6 +32,7 @@ SUMMED = struct.Struct("<BQII")
 PIECE = 5 * 1024
 LENGTH = re.compile(rb"[1-9a-f][0-9a-f]*")  # of a chunk, as we write it
 
+Raw = TypeVar("Raw")
 Parsed = TypeVar("Parsed")
 Bytes = bytes | bytearray | memoryview
 
@@ -230,7 +231,7 @@ def _end(payload: bytes) -> End:
     )
 
 
-def _parsed(parse: Callable[[Any], Parsed], data: Any) -> Parsed:
+def _parsed(parse: Callable[[Raw], Parsed], data: Raw) -> Parsed:
     try:
         return parse(data)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):

@@ -69,7 +69,8 @@ class Scan:
 
     def _take(self, kind: int, last: int, payload: bytes, place: int) -> None:
         """Take in a record, which begins at `place`. Raises Damaged if it is not one that can stand there."""
-        if (self.head is None) is not (kind == Kind.HEAD) or self.end is not None:
+        over = self.end is not None or (self.whole and kind in EVENTS)
+        if over or (self.head is None) != (kind == Kind.HEAD):
             raise Damaged("a record is where it cannot be")
         if kind == Kind.HEAD:
             head = records.read_head(payload)
@@ -77,7 +78,7 @@ class Scan:
             if head.stream != self._stream:
                 raise Damaged("it is another stream's")
             self.head = head
-        elif kind in EVENTS and not self.whole:
+        elif kind in EVENTS:
             if len(records.frame_ends(payload, self._stream, self.last + 1)) != last - self.last:
                 raise Damaged("events are missing")
             self.last, self.whole = last, kind == Kind.LAST_EVENTS

@@ -53,15 +53,7 @@ class Starts:
             dialect = outputs.Watched(dialect, self._learn)
         stream, new = self._open(exchange, None if render and not detached else dialect, detached)
         if new:
-            job = Job(
-                stream,
-                call.inputs,
-                None if detached or render is None else self._learning(render),
-                exchange.body_id or exchange.request_id,
-                exchange.trace.traceparent if exchange.trace is not None else None,
-                hold=exchange.hold.hand_over(),
-            )
-            self.service.engine.submit(job)
+            self._submit(exchange, call, stream, None if detached else render)
         if stream.dialect is None:
             return Await(stream)
         if detached:
@@ -123,9 +115,8 @@ class Starts:
         self.service.engine.reserve()
         try:
             stream = self.service.store.open(dialect, key, owner=exchange.client.owner, detached=detached)
-            if (
-                self.service.draining and not stream.elsewhere
-            ):  # looked at again: a drain that has begun since may have missed it
+            # Looked at again: a drain that has begun since may have missed it.
+            if self.service.draining and not stream.elsewhere:
                 stream.fail("shutting_down", "The server is shutting down.")
                 self.service.store.delete(stream)
                 raise Unavailable(SHUTTING_DOWN)
@@ -135,6 +126,18 @@ class Starts:
         if stream.elsewhere:
             self.service.engine.release()
         return stream, not stream.elsewhere
+
+    def _submit(self, exchange: Exchange, call: protocol.Call, stream: Stream, render: Render | None) -> None:
+        """Have `infer` run for a new stream, in the place that is reserved; `render` makes what is an answer."""
+        job = Job(
+            stream,
+            call.inputs,
+            self._learning(render) if render is not None else None,
+            exchange.body_id or exchange.request_id,
+            exchange.trace.traceparent if exchange.trace is not None else None,
+            hold=exchange.hold.hand_over(),
+        )
+        self.service.engine.submit(job)
 
     def _learning(self, render: Render) -> Render:
         """Return `render`, after which the metadata knows what was rendered."""

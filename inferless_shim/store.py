@@ -42,7 +42,7 @@ class Store:
         self._keys: dict[tuple[str, str], tuple[IdempotencyKey, Stream]] = {}  # by place
         self._key_of: dict[str, tuple[str, str]] = {}  # stream id -> place of its key
         self._claimed: set[tuple[str, str]] = set()  # places of keys whose streams are being opened
-        self._let_go = threading.Condition(self.lock)
+        self._claim_ended = threading.Condition(self.lock)
         self._by_end: deque[str] = deque()  # ids of ended streams, the oldest end first
         self._forgotten: OrderedDict[str, str] = OrderedDict()  # id -> owner
         self._leaving: weakref.WeakSet[Stream] = weakref.WeakSet()  # forgotten, but somebody still reads them
@@ -101,12 +101,13 @@ class Store:
     def claim(self, key: IdempotencyKey) -> Stream | None:
         """Return the stream that `key` made; if none did, the key is the caller's until it has let go of it.
 
-        Whoever comes with it meanwhile waits until the caller has opened a stream or was refused, which is a matter of
-        two other locks: so of two at once, one starts something and the other finds it. Raises UnprocessableContent.
+        Whoever comes with it meanwhile waits until the caller has opened a stream or was refused, which takes two other
+        locks and what the archive is asked: so of two at once, one starts something and the other finds it. Raises
+        UnprocessableContent (422), Unavailable (503).
         """
-        with self._let_go:
+        with self._claim_ended:
             while key.place in self._claimed:
-                self._let_go.wait()
+                self._claim_ended.wait()
             known = self._find(key)
             if known is None:
                 self._claimed.add(key.place)
@@ -124,9 +125,9 @@ class Store:
 
     def let_go(self, key: IdempotencyKey) -> None:
         """Give up a claim, after the stream was opened, or because none was."""
-        with self._let_go:
+        with self._claim_ended:
             self._claimed.discard(key.place)
-            self._let_go.notify_all()
+            self._claim_ended.notify_all()
 
     def owner(self, stream_id: str) -> str | None:
         """Return whose stream this is, as long as it is kept; else None."""

@@ -373,7 +373,7 @@ class Stream:
             return Progress.OVERRUN
         data: bytes | bytearray = subscriber.pending or self._read(subscriber)
         if not data:
-            if not self.is_open and self._shown == self.log.end:
+            if not self.is_open and self._gate is None:  # else its end is not safe yet
                 return Progress.ENDED
             self._ready.add(subscriber)
             if self._held and all(each.position == self.log.end for each in self._ready):

@@ -1,4 +1,4 @@
-"""What a stream has made, for the metrics: how many events, at what pace, and how it ended. No I/O."""
+"""A stream's state, and for the metrics what it has made: how many events, at what pace, and how it ended. No I/O."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # Seconds between two rounds of writing: the longer, the larger its batches. What is to be synced before clients see it
 # is batched by the time that takes.
-PAUSE, SYNCED_PAUSE = 0.05, 0.001
+PAUSE, SYNCED_PAUSE = 0.1, 0.001
 # How much is written at once, and how often of one stream before it is the others' turn.
 WRITE_SIZE, WRITES = 1024 * 1024, 16
 # How often it is seen to what is to be synced, if not in every round, and to be deleted.
@@ -60,7 +60,7 @@ class Writer:
         self._lock = threading.Lock()  # guards _running, and `up` as it changes
         self._running: dict[Copy, Entry] = {}
         self._doomed: deque[str] = deque()  # streams whose files are to be deleted
-        # The recorder's thread alone has these.
+        # The recorder's thread alone has these, as long as it runs.
         self._unsynced: dict[str, tuple[float, Entry]] = {}  # since when, the oldest first
         self._orphans: list[tuple[Entry, weakref.ref[Stream]]] = []  # what goes on without its journal
         self._warned = False
@@ -230,7 +230,6 @@ class Writer:
             os.close(entry.descriptor)
             entry.descriptor = None
         copy.stream.end_copy()
-        copy.idle = True
 
     def _abandon(self) -> None:
         with self._lock:

@@ -170,11 +170,30 @@ class Gate(TestCase):
                 stream.finish()
                 self.assertIs(follower.follow(), Progress.CAUGHT_UP)
                 self.assertEqual(follower.got.count(b"data:"), 2)
-                wakes = follower.wakes
                 stream.copied(copy, 4)
+                self.assertIs(follower.follow(), Progress.CAUGHT_UP)
+                self.assertEqual(follower.got.count(b"data:"), 4)
+                wakes = follower.wakes
+                stream.end_copy()
                 self.assertGreater(follower.wakes, wakes)
                 self.assertIs(follower.follow(), Progress.ENDED)
-                self.assertEqual(follower.got.count(b"data:"), 4)
+
+    def test_end_without_an_event_is_not_seen_before_it_is_safe(self) -> None:
+        """Where nothing follows the app's last event, or an answer is the end, that waits for its copy as well."""
+        for dialect, events in ((Generate("m"), 2), (None, 0)):
+            with self.subTest(dialect):
+                stream, copy, _ = copied_stream(gates=True)
+                stream.dialect = dialect
+                follower = Follower(stream)
+                for _ in range(events):
+                    stream.append(b"data: {}\n\n")
+                stream.copied(copy, events)
+                self.assertIs(follower.follow(), Progress.CAUGHT_UP)
+                stream.finish()
+                self.assertIs(follower.follow(), Progress.CAUGHT_UP)
+                stream.end_copy()
+                self.assertIs(follower.follow(), Progress.ENDED)
+                self.assertTrue(copy.idle)
 
     def test_resume_is_shown_no_more(self) -> None:
         """Who attaches later sees as much as the others; who has seen more than is safe waits for what follows it."""

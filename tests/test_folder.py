@@ -121,6 +121,16 @@ class Files(FolderTest):
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o700)
         self.assertEqual(folder.file(ID).read_bytes(), b"data")
 
+    def test_folder_that_others_can_list_is_warned_of(self) -> None:
+        """The names of its files are the ids of streams, which open them where no key is asked for."""
+        for mode, warned in ((0o755, True), (0o740, True), (0o711, False), (0o700, False)):
+            with self.subTest(f"{mode:o}"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.path.chmod(mode)
+                with mock.patch.object(folder_module.log, "warning") as warning:
+                    Folder.unlock(self.locked())
+                self.assertEqual(warning.called, warned)
+
     def test_none_is_made_twice_or_through_a_link(self) -> None:
         """What is there is never written over."""
         folder = self.locked()
@@ -162,7 +172,7 @@ class Files(FolderTest):
         folder.delete(ID)
         folder.sync_file(ID, None)
         with (
-            mock.patch.object(Path, "unlink", side_effect=OSError(errno.EROFS, "Read-only file system")),
+            mock.patch("os.unlink", side_effect=OSError(errno.EROFS, "Read-only file system")),
             self.assertLogs("inferless_shim.folder", "ERROR") as logged,
         ):
             folder.delete(ID)
@@ -182,6 +192,12 @@ class Files(FolderTest):
             folder.delete(ID)
             folder.sync()
             self.assertEqual(fsync.call_count, 3)
+            folder.delete(ID)
+            fsync.side_effect = OSError(errno.ENOMEM, "Cannot allocate memory")
+            for _ in range(2):  # it is tried again
+                with self.assertRaises(OSError):
+                    folder.sync()
+            self.assertEqual(fsync.call_count, 5)
 
 
 if __name__ == "__main__":

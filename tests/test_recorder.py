@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import unittest
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 from inferless_shim.copies import CopiedStream, Copy
 from inferless_shim.outputs import Native
@@ -31,7 +33,6 @@ class Recorded:
             copy.stream.copied(copy, batch.last)
             if batch.ended:
                 copy.stream.end_copy()
-                copy.idle = True
 
 
 class Rounds(TestCase):
@@ -117,6 +118,25 @@ class Rounds(TestCase):
             stream.append(b"data: {}\n\n")
             eventually(lambda: len(ticks) >= 3 and any("write" in line for line in logged.output))
         self.assertIn("writer failed", logged.output[0])
+
+    def test_round_that_fails_is_not_repeated_at_once(self) -> None:
+        """What raises in each round raises once in REST seconds, not as often as the log can take."""
+        calls: list[float] = []
+
+        def write(copies: Sequence[Copy]) -> None:
+            calls.append(time.monotonic())
+            if len(calls) == 3:
+                for copy in copies:
+                    copy.stream.end_copy()
+            raise RuntimeError("write")
+
+        with mock.patch("inferless_shim.recorder.REST", 40 * MS), self.assertLogs("inferless_shim.recorder", "ERROR"):
+            recorder = self.recorder(write)
+            stream = self.stream()
+            recorder.add(stream)
+            stream.append(b"data: {}\n\n")
+            eventually(lambda: len(calls) == 3)
+        self.assertGreaterEqual(calls[2] - calls[0], 80 * MS)
 
     def test_end_that_takes_too_long_is_told(self) -> None:
         """`stop` returns False if a round does not end in time."""

@@ -292,7 +292,7 @@ class Claims(StoreTest):
                 got: list[Stream | None] = []
                 waiting = threading.Thread(target=lambda: got.append(store.claim(key())))  # noqa: B023
                 waiting.start()
-                eventually(lambda: store._let_go._waiters)  # noqa: B023
+                eventually(lambda: store._claim_ended._waiters)  # noqa: B023
                 stream = store.open(Native(), key()) if opened else None
                 self.assertEqual(got, [])
                 store.let_go(key())

@@ -8,7 +8,6 @@ import threading
 import unittest
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 from unittest import mock
 
 from inferless_shim.config import Settings
