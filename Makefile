@@ -44,11 +44,12 @@ e2e: $(INSTALLED)-dev $(INSTALLED)-e2e $(INSTALLED)-models-smollm2  ## Run the e
 e2e-zephyr: $(INSTALLED)-models-smollm2  ## Run models/zephyr on SmolLM2 packed to 4-bit AWQ, which still writes English
 	$(PY) tests/e2e/pack_smollm2.py
 
-bench: $(INSTALLED)-bench  ## Measure, side by side with peers (ten minutes)
+bench: $(INSTALLED)-bench  ## Measure, side by side with peers (a quarter of an hour)
 	$(PY) bench/stream.py
 	$(PY) bench/slow_readers.py
 	$(PY) bench/posts.py
 	$(PY) bench/slow_http.py
+	$(PY) bench/archives.py
 
 fuzz:  ## Feed the parsers what nobody should send, for FUZZ_TIME seconds; guided where atheris is installed
 	$(PYTHON) -m tests.fuzz $(FUZZ_TIME)
