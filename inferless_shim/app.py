@@ -213,9 +213,16 @@ class Server(socketserver.TCPServer):
     # ---- The main thread
 
     def start(self) -> None:
-        """Begin to accept, and to load the app: live from now on, ready when the engine is."""
+        """Begin to accept, to load the app, and to read what is archived: live from now on, ready when the engine is.
+
+        Raises StartupError if there can be no archive.
+        """
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
         self.service.engine.start()
+        store = self.service.store
+        if store.archive is not None:
+            store.archive.start()
+            store.archive_started = True
 
     def ready(self) -> None:
         self.service.phase = Phase.SERVING

@@ -18,7 +18,7 @@ class Archive(Protocol):
     """What the store asks when a stream begins, and when it does not know one."""
 
     def start(self) -> None:
-        """Begin. Raises StartupError if what it was given cannot be used. The main thread, before anybody calls."""
+        """Begin. Raises StartupError if what it was given cannot be used. The main thread, before others call."""
 
     def open(self, stream: CopiedStream, key: IdempotencyKey | None) -> Stream | None:
         """Begin to keep a new stream, which `find` knows from now on: here after a crash, or in other processes.

@@ -179,8 +179,6 @@ def main(arguments: list[str] | None = None) -> int:
         archive = make_archive(settings, app.name)
         server = Server(settings, app, archive)
         signals.reload_on_hangup(server.service.reload)
-        if archive is not None:
-            archive.start()
         awq.install()
         return serve(server, signals)
     except StartupError as error:

@@ -152,18 +152,11 @@ def _parts(text: str) -> list[str]:
 def resolved_path(text: str) -> Path:
     """Read a path, resolved now: the working directory becomes the app's folder later. Raises ValueError."""
     if not text:
-        raise ValueError("'' names no folder; write the path of the one that holds app.py")
+        raise ValueError("'' names no folder; write its path, or leave the flag out")
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError) as error:  # nobody's home; links in a circle
         raise ValueError(f"{text!r} names no folder: {error}") from None
-
-
-def resolved_folder(text: str) -> Path:
-    """Read the path of a folder to keep something in, resolved now as the app's is. Raises ValueError."""
-    if not text:
-        raise ValueError("'' names no folder; write its path, or leave the flag out")
-    return resolved_path(text)
 
 
 def resolved_file(text: str) -> Path:
@@ -316,7 +309,7 @@ class Settings:
     # None: a stream is forgotten with its process.
     log_dir: Path | None = setting(
         None,
-        resolved_folder,
+        resolved_path,
         "keeping",
         "DIR",
         "write streams behind their events to files in DIR, for the next process",

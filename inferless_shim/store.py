@@ -36,6 +36,7 @@ class Store:
     def __init__(self, settings: Settings, archive: Archive | None = None) -> None:
         self.settings = settings
         self.archive = archive
+        self.archive_started = archive is None  # the main thread says when
         self.lock = threading.Lock()
         self._streams: dict[str, Stream] = {}  # in the order of creation
         self._opening = 0  # how many are about to be in there
@@ -105,6 +106,7 @@ class Store:
         locks and what the archive is asked: so of two at once, one starts something and the other finds it. Raises
         UnprocessableContent (422), Unavailable (503).
         """
+        self._check_archive()
         with self._claim_ended:
             while key.place in self._claimed:
                 self._claim_ended.wait()
@@ -130,11 +132,12 @@ class Store:
             self._claim_ended.notify_all()
 
     def owner(self, stream_id: str) -> str | None:
-        """Return whose stream this is, as long as it is kept; else None."""
+        """Return whose stream this is, as long as it is kept; else None. Raises Unavailable (503)."""
         with self.lock:
             stream = self._streams.get(stream_id)
             if stream is not None and stream.dialect is not None:
                 return stream.owner
+        self._check_archive()
         return self.archive.owner(stream_id) if self.archive is not None else None
 
     def get(self, stream_id: str, owner: str = "") -> Stream:
@@ -147,6 +150,7 @@ class Store:
             stream = self._streams.get(stream_id)
             if stream is not None and (stream.dialect is None or stream.owner != owner):
                 stream = None
+        self._check_archive()
         # Of one that others took for dead, they tell the end.
         if (stream is None or stream.cause == INTERRUPTED) and self.archive is not None:
             stream = self.archive.find(stream_id, owner) or stream
@@ -208,7 +212,7 @@ class Store:
                 if stream.ended is not None and now - stream.ended >= self.settings.retention:
                     self._forget(stream)
         self._hold_total()
-        if self.archive is not None:
+        if self.archive is not None and self.archive_started:
             self._remember_forgotten(self.archive.sweep(now))
         with self.lock:
             given_up, self._given_up = self._given_up, 0
@@ -234,6 +238,11 @@ class Store:
             largest = level((stream.kept for stream in running), self.settings.log_total)
             for stream in running:
                 stream.shrink(largest)
+
+    def _check_archive(self) -> None:
+        """Raise Unavailable (503) as long as nobody knows what an earlier process has left."""
+        if not self.archive_started:
+            raise Unavailable("The streams of before are still being read; try again shortly.")
 
     def _remember_forgotten(self, forgotten: Iterable[tuple[str, str]]) -> None:
         with self.lock:

@@ -87,15 +87,18 @@ class Writer:
         self._recorder.start()
 
     def stop(self, timeout: float) -> bool:
-        """Write and sync what is not yet, whatever the policy; return False if that took too long. All have ended."""
+        """Write what is not yet, and sync it if ever; return False if there was no time to write. All have ended."""
         deadline = time.monotonic() + timeout
         if not self._recorder.stop(timeout):
             return False
-        try:
-            self._sync(deadline)
-        except OSError as error:
-            self.give_up(error)
-        return not self._unsynced
+        if self._policy != "off":
+            try:
+                self._sync(deadline)
+            except OSError as error:
+                self.give_up(error)
+            if self._unsynced:
+                log.warning("%d files in %s are written, but not synced", len(self._unsynced), self._folder.path)
+        return True
 
     # ---- Any thread
 
@@ -224,12 +227,12 @@ class Writer:
         self._orphans.append((entry, weakref.ref(copy.stream)))
 
     def _let_go(self, copy: Copy, entry: Entry) -> None:
-        with self._lock:
-            self._running.pop(copy, None)
+        copy.stream.end_copy()
         if entry.descriptor is not None:
             os.close(entry.descriptor)
             entry.descriptor = None
-        copy.stream.end_copy()
+        with self._lock:
+            self._running.pop(copy, None)
 
     def _abandon(self) -> None:
         with self._lock:

@@ -29,6 +29,7 @@ from tests.support import (
     serving,
     words,
 )
+from tests.test_store import FakeArchive
 
 
 def has_ipv6() -> bool:
@@ -307,6 +308,28 @@ class PhaseTests(TestCase):
             server.ready()
             self.assertEqual(ask(server.port, "GET", "/v2/health/ready").status, 200)
             self.assertEqual(ask(server.port, "POST", "/infer", {"TEXT": "a"}).status, 200)
+        finally:
+            server.drain()
+
+    def test_live_while_the_archive_is_read(self) -> None:
+        """What an earlier process left may take long to read: live, and 503 to who asks for a stream of it."""
+        reading = threading.Event()
+        self.addCleanup(reading.set)
+        archive = FakeArchive()
+        archive.start = reading.wait  # type: ignore[attr-defined]
+        server = Server(Settings(port=0), FakeApp(words), archive)  # type: ignore[arg-type]
+        starting = threading.Thread(target=server.start)
+        starting.start()
+        try:
+            self.assertEqual(ask(server.port, "GET", "/v2/health/live").status, 200)
+            self.assertEqual(ask(server.port, "GET", "/v2/health/ready").status, 503)
+            self.assertEqual(ask(server.port, "GET", f"/streams/{'0' * 32}").status, 503)
+            self.assertEqual(ask(server.port, "POST", "/infer", {"TEXT": "a"}, {"Idempotency-Key": "k"}).status, 503)
+            reading.set()
+            starting.join()
+            server.service.engine.loaded.wait()
+            server.ready()
+            self.assertEqual(ask(server.port, "GET", f"/streams/{'0' * 32}").status, 404)
         finally:
             server.drain()
 

@@ -281,7 +281,9 @@ class Retention(JournalTest):
 
 class InTheStore(JournalTest):
     def store(self, journal: Journal, **settings: Any) -> Store:
-        return Store(Settings(log_dir=self.folder, **settings), journal)
+        store = Store(Settings(log_dir=self.folder, **settings), journal)
+        store.archive_started = True
+        return store
 
     def test_what_memory_has_no_room_for_is_served_from_disk(self) -> None:
         """--max-streams and --log-total bound memory alone: what was evicted is found, by id and by key."""
@@ -331,7 +333,7 @@ class InTheStore(JournalTest):
             with self.assertRaises(Gone):
                 store.get(stream.id)
         with self.assertRaises(NotFound):
-            Store(Settings(), self.after_death()).get(mine.id)
+            self.store(self.after_death()).get(mine.id)
 
     def test_what_cannot_be_read_just_now_is_kept(self) -> None:
         """Without a descriptor a stream is 503, by its id and by its key, and there again when there is one."""
@@ -377,7 +379,6 @@ class Served(JournalTest):
         """Serve with a journal; return the port."""
         settings = {"log_dir": folder or self.folder, "linger": 60.0, **settings}
         journal = Journal(Settings(**settings), "fake")
-        journal.start()
         try:
             journaled = mock.patch("tests.support.Server", lambda *given: Server(*given, journal))
             with journaled, serving_app(FakeApp(infer), **settings) as server:

@@ -338,6 +338,12 @@ class FakeArchive:
         self.deleted.append(stream.id)
         self.kept.pop(stream.id, None)
 
+    def sever(self) -> None:
+        pass
+
+    def close(self, timeout: float) -> None:
+        pass
+
     def sweep(self, now: float) -> list[tuple[str, str]]:
         swept, self.swept = self.swept, []
         return swept
@@ -348,7 +354,21 @@ class Archived(StoreTest):
 
     def archived(self, **settings: Any) -> tuple[Store, FakeArchive]:
         archive: Any = FakeArchive()
-        return Store(Settings(**settings), archive), archive
+        store = Store(Settings(**settings), archive)
+        store.archive_started = True
+        return store, archive
+
+    def test_archive_that_is_still_read(self) -> None:
+        """Until it has begun nobody knows what an earlier process left: 503, and no 404, 401 or second generation."""
+        store, archive = self.archived()
+        archive.kept["x"] = self.mirror()
+        store.archive_started = False
+        for ask in (lambda: store.get("x"), lambda: store.owner("x"), lambda: store.claim(key())):
+            with self.assertRaises(Unavailable):
+                ask()
+        store.sweep()
+        store.archive_started = True
+        self.assertEqual((store.get("x"), store.owner("x"), store.claim(key())), (archive.kept["x"], "", None))
 
     def mirror(self, owner: str = "") -> Mirror:
         return Mirror(Native(), log_cap=1000, retry=1.0, owner=owner)

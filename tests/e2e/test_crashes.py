@@ -43,7 +43,7 @@ CRASHES = int(os.environ.get("CRASHES", "0"))
 SLOTS = 32
 ENOUGH = 24  # streams that run when the server is killed: the others are just being replayed, or asked for
 POWER = Path(__file__).with_name("power")
-AT_THE_END = 250  # streams of all lives that are read once more after the last crash
+AT_THE_END = 150  # streams of all lives that are read once more after the last crash
 POLICIES = ("always", "interval", "off")
 KEYS = {"alice": "alice-5b1c0f0de2f14c2d9a7e5a0e6f9d3c11", "bob": "bob-77c1d08a2b3e4f5061728394a5b6c7d8"}
 
@@ -175,7 +175,7 @@ class Crashing(TestCase):
             boot = lives.start() and time.monotonic() - began
             crowd.gate.set()
             eventually(lambda: lives.running() >= ENOUGH or crowd.faults, what="most streams run")
-            time.sleep(chance.uniform(0, 0.3))
+            time.sleep(chance.uniform(0, 0.2))
         lives.end(signal.SIGKILL)
         crowd.gate.clear()
         return boot
@@ -476,7 +476,7 @@ class AfterwardsTests(TestCase):
         lives.end(signal.SIGKILL)
         for file in lives.files():  # take away the ends that this life has given them, or parts of these
             os.truncate(file, file.stat().st_size - chance.randrange(100, 600))
-        for _ in range(10):
+        for _ in range(6):
             lives.begin()
             time.sleep(chance.uniform(0.3, 1.1) * boot)
             lives.end(signal.SIGKILL)
