@@ -52,7 +52,7 @@ class CopiedStream(Stream):
     _followed_elsewhere = False
 
     def copy_to(self, copy: Copy) -> None:
-        """Have a copy made from now on, before anybody else knows the stream."""
+        """Have a copy made from now on: before anybody else knows the stream, or anew of one that has ended."""
         with self.lock:
             self._copy = copy
             self.log.copied = 0
@@ -82,6 +82,16 @@ class CopiedStream(Stream):
                 position = self.log.position_after(number)
                 self._open_gate(self.log.start if position is None else position)
             self.log.trim()
+
+    def read_again(self, copy: Copy, number: int) -> None:
+        """Have a copy go on after event `number`, the last one there; or as soon after that as the log still has it."""
+        with self.lock:
+            copy.read = min(max(number, self.log.first - 1), self.log.last)
+
+    def park(self, copy: Copy) -> None:
+        """Let a copy wait, whatever there is to read, until something new comes or its recorder is told to look."""
+        with self.lock:
+            copy.idle = True
 
     def end_copy(self) -> None:
         """Give the copy up, made to the end or not: the log is trimmed by its cap alone, and all of it is shown."""

@@ -112,7 +112,7 @@ class Writer:
         """Have a file deleted soon."""
         self._doomed.append(stream_id)
 
-    def give_up(self, error: OSError | MemoryError) -> None:
+    def give_up(self, error: Exception) -> None:
         """End the journal for the rest of the process. Any thread; the recorder's then abandons what runs."""
         with self._lock:
             was_up, self.up = self.up, False
@@ -120,7 +120,8 @@ class Writer:
             log.error(
                 "the journal in %s is off: %s. Streams go on in memory alone, and end with this process; what was "
                 "written can still be read. Make room or mend the disk, then start the server anew.",
-                self._folder.path, getattr(error, "strerror", None) or error,
+                self._folder.path, getattr(error, "strerror", None) or repr(error),
+                exc_info=not isinstance(error, (OSError, MemoryError)),  # then it is our own fault
             )  # fmt: skip
 
     def count_loss(self, stream: Stream, why: str) -> None:
@@ -162,7 +163,7 @@ class Writer:
                     written.append((copy, entry, self._append(copy, entry)))
             if self._policy == "always":
                 self._sync()
-        except (OSError, MemoryError) as error:
+        except Exception as error:  # whatever it is: nobody may wait for ever behind a gate
             self.give_up(error)
             self._abandon()
             return

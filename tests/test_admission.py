@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 from typing import Any, ClassVar
 
-from inferless_shim.config import networks
+from inferless_shim.values import networks
 from tests.support import (
     Client,
     Puppet,

@@ -13,9 +13,10 @@ from unittest import mock
 
 from inferless_shim import app, refusals
 from inferless_shim.app import Server, fit_descriptors, wait_until
-from inferless_shim.config import Settings, networks
+from inferless_shim.config import Settings
 from inferless_shim.errors import StartupError
 from inferless_shim.service import Phase
+from inferless_shim.values import networks
 from tests.support import (
     MS,
     Client,

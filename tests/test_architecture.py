@@ -20,15 +20,15 @@ PACKAGE = ROOT / "inferless_shim"
 # Imports point up this list. Each module may import those before it, and no other of ours.
 # fmt: off
 ORDER = [
-    "errors", "config", "metrics", "process", "tracing", "logs", "environment", "sse", "outputs", "strictjson",
-    "schema", "modelclass", "kinds", "tensors", "weights", "allocator", "budget", "typed", "protocol", "queries",
-    "repository", "answers", "http1", "eventlog", "subscriber", "tally", "stream", "copies", "mirror", "recorder",
-    "idempotency", "archive", "access", "totals", "store", "records", "archived", "folder", "recovery", "shelf",
-    "writer", "journal", "clients", "hosts", "proxies", "origins", "auth", "admission", "job", "backlog", "calls",
-    "sdk", "loops", "signatures", "parts", "check.syntax", "check.source", "check.guesses", "loader", "streamers",
-    "scope", "guards", "isolation", "seeds", "views", "run", "engine", "service", "scrape", "usage", "outcomes",
-    "starts", "routes", "pace", "connection", "refusals", "tls", "reader", "follow", "handler", "app", "check.sharing",
-    "check.sending", "check.unbound", "check.doubts", "check.partial", "check.report", "cli",
+    "errors", "values", "config", "metrics", "process", "tracing", "logs", "environment", "sse", "outputs",
+    "strictjson", "schema", "modelclass", "kinds", "tensors", "weights", "allocator", "budget", "typed", "protocol",
+    "queries", "repository", "answers", "http1", "eventlog", "subscriber", "tally", "stream", "copies", "mirror",
+    "recorder", "idempotency", "archive", "access", "totals", "store", "records", "archived", "folder", "recovery",
+    "shelf", "writer", "journal", "clients", "hosts", "proxies", "origins", "auth", "admission", "job", "backlog",
+    "calls", "sdk", "loops", "signatures", "parts", "check.syntax", "check.source", "check.guesses", "loader",
+    "streamers", "scope", "guards", "isolation", "seeds", "views", "run", "engine", "service", "scrape", "usage",
+    "outcomes", "starts", "routes", "pace", "connection", "refusals", "tls", "reader", "follow", "handler", "app",
+    "check.sharing", "check.sending", "check.unbound", "check.doubts", "check.partial", "check.report", "cli",
 ]
 NETWORK = {"socket", "select", "selectors", "socketserver", "ssl", "http.server", "asyncio.streams"}
 # Who alone may use what.

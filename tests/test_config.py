@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from inferless_shim import config
+from inferless_shim import config, values
 from inferless_shim.config import MIB, Settings, read_settings
 from tests.support import TestCase
 
@@ -421,18 +421,18 @@ class Help(TestCase):
 class Largest(TestCase):
     def test_largest_time(self) -> None:
         """The longest time that is accepted is one that every call of the system takes that it ends up in."""
-        longest = config.seconds("1000000")
+        longest = values.seconds("1000000")
         self.assertLess(longest * 1000, 2**31)  # TCP_USER_TIMEOUT's milliseconds
-        readers: list[Callable[[str], float]] = [config.seconds, config.positive_seconds]
+        readers: list[Callable[[str], float]] = [values.seconds, values.positive_seconds]
         for read in readers:
             with self.subTest(read.__name__), self.assertRaises(ValueError):
                 read("1000001")
 
     def test_largest_size(self) -> None:
         """The largest size that is accepted is exact, and fits an index."""
-        self.assertEqual(config.size("1048576G"), 2**50)
-        self.assertLess(config.size("1048576G"), sys.maxsize)
-        self.assertEqual(config.size("999999999999999"), 999999999999999)
+        self.assertEqual(values.size("1048576G"), 2**50)
+        self.assertLess(values.size("1048576G"), sys.maxsize)
+        self.assertEqual(values.size("999999999999999"), 999999999999999)
 
 
 if __name__ == "__main__":

@@ -106,13 +106,34 @@ class Reading(TestCase):
             self.assertEqual(data, bytes(stream.log.read(0, stream.log.end)))
 
     def test_read_can_go_back(self) -> None:
-        """Whoever finds that what was read has got lost sets `read` back and reads the same again."""
+        """Whoever finds that what was read has got lost goes back and reads the same again."""
         stream, copy, _ = copied_stream()
         for _ in range(3):
             stream.append(b"data: {}\n\n")
         first = stream.read_new(copy, 1 << 16)
-        copy.read = 0
+        stream.read_again(copy, 0)
         self.assertEqual(stream.read_new(copy, 1 << 16), first)
+        stream.read_again(copy, 9)  # more than there is
+        self.assertEqual(stream.read_new(copy, 1 << 16).first, 4)
+
+    def test_read_goes_on_after_what_is_forgotten(self) -> None:
+        """Where the log has lost what comes next, it is read from the oldest that is kept."""
+        stream, copy, _ = copied_stream(cap=100_000)
+        for _ in range(400):
+            stream.append(b"data: %b\n\n" % (b"x" * 1000))
+        self.assertTrue(stream.read_new(copy, 1).lost)
+        stream.read_again(copy, copy.read)
+        batch = stream.read_new(copy, 1)
+        self.assertEqual((batch.first, batch.lost), (stream.log.first, False))
+
+    def test_parked(self) -> None:
+        """A copy that was parked is woken by what is new."""
+        stream, copy, woken = copied_stream()
+        stream.append(b"data: {}\n\n")
+        stream.park(copy)
+        stream.append(b"data: {}\n\n")
+        self.assertEqual(woken, [copy, copy])
+        self.assertEqual(numbers(stream.read_new(copy, 1 << 16).data), [1, 2])
 
 
 class Trimming(TestCase):

@@ -8,7 +8,7 @@ import unittest
 from dataclasses import fields
 from pathlib import Path
 
-from inferless_shim import app, config, engine
+from inferless_shim import app, config, engine, values
 from inferless_shim.config import Settings
 from tests.support import ROOT
 
@@ -64,9 +64,9 @@ class DeployTests(unittest.TestCase):
     def test_nginx_goes_with_the_defaults(self) -> None:
         """nginx takes bodies as large as ours may be, waits longer than we are silent, and says `retry` as we do."""
         (body,) = re.findall(r"client_max_body_size (\w+);", NGINX)
-        self.assertEqual(config.size(body), Settings.max_body)
+        self.assertEqual(values.size(body), Settings.max_body)
         (silence,) = re.findall(r"proxy_read_timeout (\w+);", NGINX)
-        self.assertGreater(config.seconds(silence), 2 * max(Settings.heartbeat, Settings.infer_timeout))
+        self.assertGreater(values.seconds(silence), 2 * max(Settings.heartbeat, Settings.infer_timeout))
         self.assertIn(f'"retry: {Settings.retry * 1000:.0f}\\n"', NGINX)
 
     def test_compose_and_nginx_agree(self) -> None:

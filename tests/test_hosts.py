@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import unittest
 
-from inferless_shim.config import host_names
 from inferless_shim.errors import Forbidden
 from inferless_shim.hosts import Hosts, canonical, is_loopback
 from inferless_shim.http1 import parse_head
+from inferless_shim.values import host_names
 
 
 def refused(hosts: Hosts, host: str | None) -> bool:

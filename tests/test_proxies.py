@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unittest
 
-from inferless_shim.config import networks
 from inferless_shim.http1 import parse_head
 from inferless_shim.proxies import Proxies
+from inferless_shim.values import networks
 
 
 def seen(trusted: str, peer: str, *fields: str) -> tuple[str, str | None]:

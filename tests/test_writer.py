@@ -197,6 +197,19 @@ class Writing(WriterTest):
                 if policy == "interval":
                     eventually(lambda: self.disk.calls.count("sync") == 2)
 
+    def test_a_fault_of_our_own_ends_the_journal(self) -> None:
+        """Once it was logged and tried again for ever, and with `always` nobody saw what was made in between."""
+        journal = self.journal(log_sync="always")
+        stream = self.stream(journal)
+        self.written(journal)
+        reader = Reader(stream)
+        self.assertIs(stream.advance(reader.subscriber), Progress.CAUGHT_UP)
+        fault = mock.patch.object(writer_module.records, "header_of", side_effect=KeyError("ours"))
+        with self.says("journal in", "KeyError", "Traceback"), fault:
+            self.add(stream, 3)
+            eventually(lambda: reader.got.count(b"\nid: ") == 3)
+        self.assertEqual(self.metric(journal, "shim_journal_up"), 0)
+
     def test_a_sync_that_fails_ends_the_journal(self) -> None:
         """What the disk may not have is not called safe: the journal is off, and nobody waits for it any more."""
         for policy in ("interval", "always"):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from inferless_shim import errors, http1, queries, sse, strictjson, tensors
 from inferless_shim.admission import BEARER
 from inferless_shim.auth import read_keys
-from inferless_shim.config import networks
 from inferless_shim.hosts import Hosts
 from inferless_shim.http1 import BodyDecoder, find_head, parse_head, response_head
 from inferless_shim.logs import JsonFormatter, TextFormatter
@@ -25,6 +24,7 @@ from inferless_shim.outcomes import usable_id
 from inferless_shim.proxies import Proxies
 from inferless_shim.schema import Rules, compile_schema
 from inferless_shim.tracing import read_traceparent
+from inferless_shim.values import networks
 from tests import bad_bodies, corpus, test_strictjson
 from tests.fuzz import reference
 from tests.support import read_body

@@ -79,7 +79,7 @@ class Writer:
         for copy in copies:
             share = self.shares.get(copy.stream.id)
             if not self.reach.up or share is None or share.standing is not Standing.SHARED or share.copy is not copy:
-                park(copy)
+                copy.stream.park(copy)
                 continue
             batch = self._read(copy)
             if batch.data or batch.ended:
@@ -99,8 +99,7 @@ class Writer:
             log.warning(
                 "the store was too slow for stream %s: events from %d on are not there", stream.id[:8], batch.first
             )
-            with stream.lock:
-                copy.read = stream.log.first - 1
+            stream.read_again(copy, batch.last)
             batch = stream.read_new(copy, BATCH)
         return batch
 
@@ -151,7 +150,6 @@ class Writer:
         if copy is not None:
             copy.stream.copied(copy, copy.stream.log.last)
             copy.stream.end_copy()
-            park(copy)
 
     # ---- How far the store has them
 
@@ -195,9 +193,11 @@ class Writer:
             self._declare(share, stream)
             return
         share.seen = now
-        copy = share.copy = share.copy or Copy(stream, self.wake)
-        with stream.lock:
-            copy.read = min(max(number, stream.log.first - 1), stream.log.last)
+        copy = share.copy
+        if copy is None:  # it was let go while the store was away
+            copy = share.copy = Copy(stream, self.wake)
+            stream.copy_to(copy)
+        stream.read_again(copy, number)
         stream.copied(copy, copy.read)
         share.standing = Standing.SHARED
         self.wake(copy)
@@ -220,10 +220,7 @@ class Writer:
 
     def _give_up(self, share: Share, stream: CopiedStream) -> None:
         self.shares.remove(share.id)
-        copy = share.copy
         stream.end_copy()
-        if copy is not None:
-            park(copy)
 
     # ---- Names
 
@@ -234,9 +231,3 @@ class Writer:
     def claim(self, share: Share) -> str:
         """Return the key of the claim that made a stream; "" if none did."""
         return self.names.claim(share.head.place) if share.head.place else ""
-
-
-def park(copy: Copy) -> None:
-    """Have a copy wait until its stream makes something new, or the recorder is told to look at it."""
-    with copy.stream.lock:
-        copy.idle = True
